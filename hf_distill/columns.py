@@ -1,0 +1,137 @@
+"""Routes the columns of a batch: each model gets what its own forward accepts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+TEACHER_PREFIX = "teacher_"
+UNLABELLED_ROWS = "unlabelled_rows"
+_LABEL_COLUMNS = frozenset({"labels", "label", "label_ids", "start_positions", "end_positions"})
+
+
+def accepted_columns(model: Any) -> frozenset[str]:
+    """Return the named arguments of a model's forward; ``**kwargs`` accepts nothing by name.
+
+    Example:
+        >>> from transformers import DistilBertModel
+        >>> "token_type_ids" in accepted_columns(DistilBertModel)
+        False
+    """
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(model.forward).parameters
+    return frozenset(name for name, p in parameters.items() if p.kind in named) - {"self"}
+
+
+@dataclass(frozen=True)
+class BatchColumns:
+    """Which columns of a batch go to whom.
+
+    Args:
+        student: what the student's forward accepts.
+        teacher: what the teacher's forward accepts.
+        own_encoding: the teacher reads ``teacher_*`` columns instead of the student's.
+    """
+
+    student: frozenset[str]
+    teacher: frozenset[str]
+    own_encoding: bool = False
+
+    def for_student(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a batch without what is there for the teacher alone."""
+        teacher_only = self.teacher - self.student - _LABEL_COLUMNS
+        return {
+            key: value
+            for key, value in batch.items()
+            if key != UNLABELLED_ROWS
+            and key not in teacher_only
+            and not (self.own_encoding and key.startswith(TEACHER_PREFIX))
+        }
+
+    def for_teacher(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the columns that the teacher accepts, and never a label."""
+        if self.own_encoding:
+            own = {
+                key.removeprefix(TEACHER_PREFIX): value
+                for key, value in batch.items()
+                if key.startswith(TEACHER_PREFIX)
+            }
+            return {key: value for key, value in own.items() if key in self.teacher - _LABEL_COLUMNS}
+        return {key: value for key, value in batch.items() if key in self.teacher - _LABEL_COLUMNS}
+
+
+@dataclass
+class DistillationCollator:
+    """Wraps a data collator: encodes the text for the teacher, and marks rows without float labels.
+
+    Marking happens here, on the CPU and in the data loader's workers, so that the training loop
+    knows of unlabelled rows by the presence of a key, and never waits for the device to ask.
+
+    Args:
+        collator: the collator that makes the student's batch.
+        teacher_processing_class: the teacher's tokenizer, where it reads the text in its own way.
+        text_columns: the columns it encodes: one, or two for pairs.
+        max_length: longest encoding that the teacher accepts, in tokens.
+
+    Raises:
+        ValueError: no text to encode, or a row of which only some labels are NaN.
+    """
+
+    collator: Callable[[list[Any]], Any]
+    teacher_processing_class: Any = None
+    text_columns: tuple[str, ...] = ()
+    max_length: int | None = None
+
+    @property
+    def tokenizer(self) -> Any:
+        """The wrapped collator's tokenizer, which Trainer saves when it has no processing class."""
+        return getattr(self.collator, "tokenizer", None)
+
+    def __call__(self, features: list[Any]) -> Any:
+        """Make a batch."""
+        encoded: Mapping[str, Any] = {}
+        if self.teacher_processing_class is not None:
+            features = [dict(feature) for feature in features]
+            encoded = self._encode(features)
+        batch = self.collator(features)
+        for key, value in encoded.items():
+            batch[TEACHER_PREFIX + key] = value
+        labels = batch.get("labels")
+        if isinstance(labels, torch.Tensor) and labels.is_floating_point():
+            missing = labels.isnan().reshape(labels.shape[0], -1)
+            unlabelled = missing.any(-1)
+            if not torch.equal(unlabelled, missing.all(-1)):
+                row = int((unlabelled & ~missing.all(-1)).nonzero()[0])
+                raise ValueError(
+                    f"labels: expected a row of labels or a row of NaN (unlabelled), received row {row} of a "
+                    f"batch with both: {labels[row].tolist()}. Fill the missing labels, or set all to NaN."
+                )
+            if unlabelled.any():
+                batch[UNLABELLED_ROWS] = unlabelled
+        return batch
+
+    def _encode(self, features: list[dict[str, Any]]) -> Mapping[str, Any]:
+        """Take the teacher's view out of the features: its own columns, or the text encoded now."""
+        ready = [
+            {k.removeprefix(TEACHER_PREFIX): f.pop(k) for k in list(f) if k.startswith(TEACHER_PREFIX)}
+            for f in features
+        ]
+        texts = [[f.pop(column, None) for f in features] for column in self.text_columns]
+        if any(ready):
+            return self.teacher_processing_class.pad(ready, return_tensors="pt")  # type: ignore[no-any-return]
+        texts = [column for column in texts if column and column[0] is not None]
+        if not texts:
+            raise ValueError(
+                "teacher_processing_class: expected a text column to encode for the teacher "
+                f"({' or '.join(self.text_columns)}) or ready teacher_input_ids, received {sorted(features[0])}. "
+                "Keep the text in the dataset, or name its columns in teacher_text_columns."
+            )
+        return self.teacher_processing_class(  # type: ignore[no-any-return]
+            *texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+        )

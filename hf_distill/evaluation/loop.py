@@ -1,0 +1,253 @@
+"""Evaluation of a student beside its teacher: exact sums over items, agreement and retention."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import EvalPrediction
+from transformers.trainer_pt_utils import EvalLoopContainer
+
+from hf_distill.evaluation.agreement import agreement_sums, finish_agreement
+from hf_distill.evaluation.retention import retention
+from hf_distill.items import Head, batch_size, count_labelled, select_rows, slice_batch
+from hf_distill.teachers.online import logits_of
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Base
+else:
+    _Base = object
+
+
+@dataclass
+class _Pass:
+    """What one pass over an evaluation set has summed up so far."""
+
+    keep_teacher: bool
+    key: str | None
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    teacher: EvalLoopContainer = field(default_factory=lambda: EvalLoopContainer(True, padding_index=-100))
+    content: Any = field(default_factory=hashlib.sha256)
+
+    def add(self, key: str, total: torch.Tensor, count: torch.Tensor | int) -> None:
+        """Add a sum over rows and their number, on the device and in float64."""
+        pair = torch.stack([total.detach().double(), torch.as_tensor(count, device=total.device).double()])
+        self.sums[key] = self.sums[key] + pair if key in self.sums else pair
+
+
+class EvaluationMixin(_Base):
+    """Evaluates over items, so that neither batch size nor the number of processes changes a value.
+
+    Plain ``Trainer`` averages batch means, and counts again the examples that fill up the last
+    batch of several processes. Here every part is a sum over items divided by their number.
+    """
+
+    head: Head
+    plan: Any
+    teacher: Any
+    _pass: _Pass | None = None
+    _task_metrics: tuple[str, ...] = ()
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """Evaluate as Trainer does, and add the parts of the loss, agreement, teacher and retention."""
+        known = self._known_teacher_metrics()
+        key = getattr(getattr(dataloader, "dataset", None), "_fingerprint", None)
+        wanted = self.compute_metrics is not None and not self.args.batch_eval_metrics
+        self._pass = _Pass(keep_teacher=wanted and (key is None or key not in known), key=key)
+        try:
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+            self._raise_on_bad_teacher()
+            task = self._task_values(output.metrics, metric_key_prefix)
+            self._task_metrics = tuple(task)
+            extra = self._summed_metrics()
+            if wanted and task:
+                extra.update(self._against_teacher(task, output.label_ids, known))
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in extra.items()})
+        finally:
+            self._pass = None
+        return output
+
+    def _task_values(self, metrics: dict[str, Any], prefix: str) -> dict[str, float]:
+        """Return what the user's compute_metrics gave, without its prefix."""
+        ours = {f"{prefix}_loss", f"{prefix}_model_preparation_time"}
+        return {
+            name.removeprefix(f"{prefix}_"): float(value)
+            for name, value in metrics.items()
+            if name not in ours and isinstance(value, (int, float))
+        }
+
+    # ---- one batch -------------------------------------------------------------------
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, Any, Any]:
+        """Return the loss, the student's logits and nothing else of the outputs, and the labels."""
+        batch = self._prepare_inputs(inputs)
+        labels = batch.get("labels")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            parts, outputs = self._label_part(model, batch)
+            signals = self.teacher_signals(batch)
+            parts.update(self._teacher_parts(outputs, signals, batch))
+        loss = self.weighted_sum(parts)
+        if prediction_loss_only:
+            return loss, None, None
+        logits = logits_of(outputs, "student").detach()
+        if self._pass is not None and self._pass.keep_teacher and signals.logits is not None:
+            self._keep_teacher_logits(signals.logits, labels, batch)
+        if getattr(self.args, "predict_with_generate", False):
+            return loss, super().prediction_step(model, self.columns.for_student(batch), False, ignore_keys)[1], labels
+        return loss, logits, labels
+
+    def _label_part(self, model: nn.Module, batch: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Any]:
+        """Return the label loss of the batch's own rows, if it has labels, and all outputs."""
+        if batch.get("labels") is None:
+            return {}, self.student_outputs(model, batch)
+        loss, outputs, _ = self.unscaled_label_loss(model, batch, self.own_count(batch))
+        own, labelled = batch, count_labelled(batch, self.head)
+        if self._filled_up():
+            # The last batch holds examples twice; the model's mean is over all of them, so ask it again.
+            # All processes do, so that sharded models keep in step.
+            rows = self._own_rows(batch)
+            own = slice_batch(batch, slice(0, max(rows, 1)))
+            loss, _, _ = self.unscaled_label_loss(model, own, self.own_count(own))
+            labelled = count_labelled(own, self.head) if rows else 0
+        if self._pass is not None:
+            self._pass.add("label", loss.double() * labelled, labelled)
+        return ({"label": loss} if self.plan.label_weight > 0 else {}), outputs
+
+    def _teacher_parts(self, outputs: Any, signals: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Add up the objectives and the agreement over the batch's own rows."""
+        rows_kept = slice(0, self._own_rows(batch))
+        if rows_kept.stop == 0:
+            return {}
+        own = slice_batch(batch, rows_kept)
+        rows = select_rows(logits_of(outputs, "student")[rows_kept], signals.select(rows_kept), own, self.head)
+        self._check_shapes(rows.student_logits, rows.teacher.logits)
+        count = rows.student_logits.shape[0]
+        if count == 0:
+            return {}
+        if rows.teacher.logits is not None:
+            self._finite.see(rows.teacher.logits, self.state.global_step)
+        sums = {term.key: (term.objective(rows).sum(), count) for term in self.plan.terms}
+        if self._pass is not None:
+            for key, (total, number) in {**sums, **agreement_sums(rows, self.head)}.items():
+                self._pass.add(key, total, number)
+        return {key: total / number for key, (total, number) in sums.items()}
+
+    def _filled_up(self) -> bool:
+        """Whether this is a last batch that several processes filled up with examples seen before."""
+        state = self.accelerator.gradient_state
+        return bool(self.accelerator.num_processes > 1 and state.end_of_dataloader and state.remainder > 0)
+
+    def _own_rows(self, batch: dict[str, Any]) -> int:
+        """Return how many leading rows of this process's batch are not there to fill it up."""
+        size = batch_size(batch)
+        if not self._filled_up():
+            return size
+        before = self.accelerator.process_index * size
+        return min(max(self.accelerator.gradient_state.remainder - before, 0), size)
+
+    def _keep_teacher_logits(self, logits: torch.Tensor, labels: Any, batch: dict[str, Any]) -> None:
+        """Keep what the teacher's own metric needs, gathered like the student's logits."""
+        assert self._pass is not None
+        logits = self.accelerator.pad_across_processes(logits, dim=1, pad_index=-100)
+        if self.preprocess_logits_for_metrics is not None:
+            logits = self.preprocess_logits_for_metrics(logits, labels)
+        self._pass.teacher.add(self.accelerator.gather_for_metrics(logits))
+        self._pass.teacher.to_cpu_and_numpy()
+        if self._pass.key is None:
+            for value in batch.values():
+                if isinstance(value, torch.Tensor):
+                    gathered = self.accelerator.gather(self.accelerator.pad_across_processes(value, dim=1))
+                    self._pass.content.update(gathered.detach().float().cpu().numpy().tobytes())
+
+    # ---- the whole set -------------------------------------------------------------------
+
+    def _summed_metrics(self) -> dict[str, float]:
+        """Return the loss, its parts, agreement and mean KL, over the items of all processes."""
+        assert self._pass is not None
+        keys = ["label", *(term.key for term in self.plan.terms), "agreement", "mean_kl"]
+        nothing = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        table = torch.stack([self._pass.sums.get(key, nothing).to(self.args.device) for key in keys])
+        if self.accelerator.num_processes > 1:
+            table = self.accelerator.reduce(table, "sum")
+        means = {key: total / count for key, (total, count) in zip(keys, table.tolist(), strict=True) if count}
+        parts = {key: value for key, value in means.items() if key not in ("agreement", "mean_kl")}
+        result = {}
+        loss = self.weighted_sum({k: v for k, v in parts.items() if k != "label" or self.plan.label_weight > 0})
+        if loss is not None:
+            result["loss"] = loss
+        result.update({f"loss/{key}": value for key, value in parts.items()})
+        if "agreement" in means:
+            result["agreement"] = finish_agreement(means["agreement"], self.head)
+        if "mean_kl" in means:
+            result["mean_kl"] = means["mean_kl"]
+        return result
+
+    def _known_teacher_metrics(self) -> dict[str, dict[str, float]]:
+        """Return the teacher's metrics of each evaluation set seen, by its content."""
+        if not hasattr(self, "_teacher_metrics"):
+            self._teacher_metrics: dict[str, dict[str, float]] = {}
+        return self._teacher_metrics
+
+    def _against_teacher(
+        self, task: dict[str, float], labels: Any, known: dict[str, dict[str, float]]
+    ) -> dict[str, float]:
+        """Return the teacher's own metrics, computed once per evaluation set, and the retention."""
+        assert self._pass is not None
+        key = self._pass.key or self._pass.content.hexdigest()
+        if key not in known:
+            predictions = self._pass.teacher.get_arrays()
+            if predictions is None or labels is None or self.args.include_for_metrics:
+                return {}
+            metrics = self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels))
+            known[key] = {name: float(value) for name, value in metrics.items() if name in task}
+        teacher = known[key]
+        result = {f"teacher_{name}": value for name, value in teacher.items()}
+        for name, value in teacher.items():
+            kept = retention(name, task[name], value)
+            if kept is not None:
+                result[f"retention_{name}"] = kept
+        return result
+
+    # ---- searching -----------------------------------------------------------------------
+
+    def hyperparameter_search(
+        self,
+        hp_space: Callable[[Any], dict[str, float]] | None = None,
+        compute_objective: Callable[[dict[str, float]], float] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Search as Trainer does, by default for something that does not move with alpha.
+
+        The default objective is ``metric_for_best_model`` if set, else the sum of what
+        ``compute_metrics`` gives, as Trainer's, else the label loss. The total ``eval_loss`` is no
+        objective: alpha weighs its parts, so it falls where alpha favours the smaller one.
+        """
+        return super().hyperparameter_search(hp_space, compute_objective or self._search_objective, *args, **kwargs)
+
+    def _search_objective(self, metrics: dict[str, float]) -> float:
+        best = self.args.metric_for_best_model
+        if best is not None and best not in ("loss", "eval_loss"):
+            return metrics[best if best.startswith("eval_") else f"eval_{best}"]
+        if self._task_metrics:
+            return sum(metrics[f"eval_{name}"] for name in self._task_metrics)
+        return metrics["eval_loss/label"]

@@ -1,0 +1,163 @@
+"""Which rows a loss is taken over: shift, masks and -100 are handled here, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hf_distill.objectives.base import HeadKind, Level, Rows
+from hf_distill.teachers.signals import TeacherSignals
+
+IGNORED = -100
+_POSITION_LOSSES = {"ForCausalLM", "ForMaskedLM", "ForTokenClassification", "ForConditionalGeneration"}
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a model's outputs mean.
+
+    Args:
+        kind: ``single_label``, ``multi_label`` or ``regression``.
+        positions: one prediction per position (tokens) instead of one per example.
+        shift: position ``t`` predicts the label of ``t + 1`` (causal language models).
+    """
+
+    kind: HeadKind
+    positions: bool = False
+    shift: bool = False
+
+
+def head_of(model: Any, example_label: Any = None) -> Head:
+    """Read the kind of a model's head from its class, ``problem_type`` and ``num_labels``.
+
+    ``problem_type`` wins. Without it, one label means regression, and integer labels one class
+    out of several, as transformers decides at its first batch.
+
+    Args:
+        model: a transformers model, unwrapped.
+        example_label: the label of any example, looked at where ``problem_type`` is not set.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        >>> head_of(BertForSequenceClassification(BertConfig(num_labels=1, **sizes))).kind
+        'regression'
+    """
+    loss_type = getattr(model, "loss_type", None)
+    config = getattr(model, "config", None)
+    if loss_type in _POSITION_LOSSES or type(model).__name__.endswith("LMHeadModel"):
+        causal = loss_type == "ForCausalLM" or type(model).__name__.endswith("LMHeadModel")
+        return Head("single_label", positions=True, shift=causal and not getattr(config, "is_encoder_decoder", False))
+    problem_type = getattr(config, "problem_type", None)
+    if problem_type is not None:
+        kinds: dict[str, HeadKind] = {
+            "regression": "regression",
+            "single_label_classification": "single_label",
+            "multi_label_classification": "multi_label",
+        }
+        return Head(kinds[problem_type])
+    if getattr(config, "num_labels", 2) == 1:
+        return Head("regression")
+    if isinstance(example_label, (list, tuple)) or _is_float(example_label):
+        return Head("multi_label")
+    return Head("single_label")
+
+
+def _is_float(label: Any) -> bool:
+    if hasattr(label, "ndim") and label.ndim > 0:
+        return "float" in str(label.dtype)
+    return isinstance(label, float)
+
+
+def labelled_mask(labels: torch.Tensor, head: Head) -> torch.Tensor:
+    """Return which rows carry a label: not -100 for integers, no NaN for floats.
+
+    Shapes: integer ``(batch,)`` or ``(batch, length)`` to the same shape (one shorter when shifted);
+    float ``(batch,)`` or ``(batch, outputs)`` to ``(batch,)``.
+
+    Example:
+        >>> labelled_mask(torch.tensor([1, -100]), Head("single_label"))
+        tensor([ True, False])
+        >>> labelled_mask(torch.tensor([[0.0, 1.0], [float("nan")] * 2]), Head("multi_label"))
+        tensor([ True, False])
+    """
+    if head.kind != "single_label":
+        return ~labels.isnan().flatten(1).any(-1) if labels.dim() > 1 else ~labels.isnan()
+    if head.positions and head.shift:
+        labels = labels[..., 1:]
+    return labels.ne(IGNORED)
+
+
+def item_mask(batch: dict[str, Any], head: Head) -> torch.Tensor | None:
+    """Return which positions are items, ``(batch, length)``, or None where every example is one.
+
+    Positions with a label are items; with no label column, attended and non-special positions are.
+    """
+    if not head.positions:
+        return None
+    labels = batch.get("labels")
+    if labels is not None:
+        return labelled_mask(labels, head)
+    inputs = batch.get("input_ids")
+    mask = batch.get("attention_mask")
+    if mask is None and inputs is None:
+        raise ValueError("expected labels, an attention_mask or input_ids to tell which positions are items.")
+    mask = torch.ones_like(inputs, dtype=torch.bool) if mask is None else mask.bool()
+    special = batch.get("special_tokens_mask")
+    if special is not None:
+        mask = mask & ~special.bool()
+    return mask[..., 1:] if head.shift else mask
+
+
+def count_items(batch: dict[str, Any], head: Head, level: Level = "item") -> torch.Tensor | int:
+    """Return how many rows of a level a batch has, without waiting for the device."""
+    mask = item_mask(batch, head)
+    if mask is None or level == "example":
+        return batch_size(batch)
+    return mask.sum()
+
+
+def count_labelled(batch: dict[str, Any], head: Head) -> torch.Tensor | int:
+    """Return how many labelled items a batch has, without waiting for the device."""
+    labels = batch.get("labels")
+    return 0 if labels is None else labelled_mask(labels, head).sum()
+
+
+def batch_size(batch: dict[str, Any]) -> int:
+    """Return the number of examples: the first dimension of the first tensor that has one."""
+    for value in batch.values():
+        if isinstance(value, torch.Tensor) and value.dim() > 0:
+            return int(value.shape[0])
+    raise ValueError(f"expected a batch with at least one tensor, received the keys {list(batch)}.")
+
+
+def slice_batch(batch: dict[str, Any], rows: slice) -> dict[str, Any]:
+    """Return some examples of a batch; what is no tensor of that length stays."""
+    size = batch_size(batch)
+    return {
+        key: value[rows] if isinstance(value, torch.Tensor) and value.dim() > 0 and value.shape[0] == size else value
+        for key, value in batch.items()
+    }
+
+
+def select_rows(
+    student_logits: torch.Tensor, teacher: TeacherSignals, batch: dict[str, Any], head: Head
+) -> Rows:
+    """Align student, teacher and labels, and keep the items only.
+
+    Shapes: ``(batch, classes)``, or ``(batch, length, classes)`` for heads with positions, to
+    ``(items, classes)``. What is ignored is dropped, so a NaN there reaches nothing.
+    """
+    labels = batch.get("labels")
+    mask = item_mask(batch, head)
+    if mask is None:
+        if student_logits.dim() == 1:
+            student_logits = student_logits.unsqueeze(-1)
+        return Rows(student_logits, teacher, labels)
+    if head.shift:
+        student_logits = student_logits[..., :-1, :]
+        teacher = teacher.select((..., slice(None, -1), slice(None)))
+        labels = None if labels is None else labels[..., 1:]
+    return Rows(student_logits[mask], teacher.select(mask), None if labels is None else labels[mask])

@@ -1,0 +1,132 @@
+"""Finds out how a label loss is normalised, by asking the loss that is really used."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import Any
+
+import numpy
+import torch
+from torch import nn
+
+from hf_distill.items import Head, batch_size, labelled_mask, slice_batch
+
+
+class Normalisation(Enum):
+    """How a label loss is normalised.
+
+    ``normalised``: divided by ``num_items_in_batch``, so accumulated batches sum to the mean.
+    ``mean``: a plain mean over its own labelled items, whatever count it is given.
+    ``neither``: something else, e.g. a mean plus a router's auxiliary loss.
+    ``unknown``: the batch had nothing to tell by.
+    """
+
+    UNKNOWN = 0
+    NORMALISED = 1
+    MEAN = 2
+    NEITHER = 3
+
+
+LossOf = Callable[[dict[str, Any], float], torch.Tensor]
+
+
+def probe_normalisation(loss_of: LossOf, batch: dict[str, Any], head: Head, tolerance: float) -> Normalisation:
+    """Ask a label loss four times, and tell how it is normalised.
+
+    Given the count n and 4n, a normalised loss falls to a quarter. One that ignores the count is a
+    mean if the parts of the batch, weighted by their labelled items, give the whole: ``n L = a L_a +
+    b L_b``. It takes four forwards whatever comes, so that sharded models keep in step.
+
+    Args:
+        loss_of: gives the label loss of a batch under a count.
+        batch: a real batch; one example is compared with itself twice over.
+        head: what the labels are.
+        tolerance: relative difference that counts as none, by the precision of the forward.
+
+    Example:
+        >>> def mean_loss(batch, count):
+        ...     return batch["labels"].double().mean()
+        >>> batch = {"labels": torch.tensor([1, 2, 6])}
+        >>> probe_normalisation(mean_loss, batch, Head("single_label"), 1e-4)
+        <Normalisation.MEAN: 2>
+        >>> probe_normalisation(lambda b, n: b["labels"].double().sum() / n, batch, Head("single_label"), 1e-4)
+        <Normalisation.NORMALISED: 1>
+    """
+    count = _labelled(batch, head)
+    first, second = _parts(batch, head)
+    whole, quarter = (float(loss_of(batch, max(count, 1) * factor)) for factor in (1, 4))
+    parts = [(float(loss_of(part, max(count, 1))), _labelled(part, head)) for part in (first, second)]
+    if count == 0 or whole == 0 or not numpy.isfinite([whole, quarter]).all():
+        return Normalisation.UNKNOWN
+    if abs(4 * quarter - whole) <= tolerance * abs(whole):
+        return Normalisation.NORMALISED
+    if abs(quarter - whole) > tolerance * abs(whole):
+        return Normalisation.NEITHER
+    together = sum(loss * items for loss, items in parts) / sum(items for _, items in parts)
+    return Normalisation.MEAN if abs(together - whole) <= tolerance * abs(whole) else Normalisation.NEITHER
+
+
+def _parts(batch: dict[str, Any], head: Head) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return two batches whose means, weighted by items, give the mean of the whole.
+
+    The halves of the batch where both have labels; else the batch and the batch twice over, which
+    tell a sum from a mean just as well.
+    """
+    size = batch_size(batch)
+    halves = slice_batch(batch, slice(0, size // 2)), slice_batch(batch, slice(size // 2, size))
+    if size > 1 and all(_labelled(half, head) for half in halves):
+        return halves
+    return batch, _twice(batch)
+
+
+def _labelled(batch: dict[str, Any], head: Head) -> int:
+    return int(labelled_mask(batch["labels"], head).sum())
+
+
+def _twice(batch: dict[str, Any]) -> dict[str, Any]:
+    size = batch_size(batch)
+    return {
+        key: torch.cat([value, value])
+        if isinstance(value, torch.Tensor) and value.dim() > 0 and value.shape[0] == size
+        else value
+        for key, value in batch.items()
+    }
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run forwards that leave no trace: random states, buffers, modes and the config come back.
+
+    A forward in eval mode draws no dropout, but some models draw all the same, move buffers, or
+    write ``config.problem_type`` at their first batch.
+    """
+    modes = {module: module.training for module in model.modules()}
+    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    config = getattr(model, "config", None)
+    settings = copy.deepcopy(vars(config)) if config is not None else {}
+    python_state, numpy_state = random.getstate(), numpy.random.get_state()
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=_devices(model)), torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                if name in buffers:
+                    buffer.copy_(buffers[name])
+        if config is not None:
+            vars(config).clear()
+            vars(config).update(settings)
+        random.setstate(python_state)
+        numpy.random.set_state(numpy_state)
+
+
+def _devices(model: nn.Module) -> list[Any]:
+    """Return the CUDA devices that the model's parameters lie on."""
+    return sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})

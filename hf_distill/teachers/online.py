@@ -1,0 +1,167 @@
+"""A teacher that is a model: frozen, in eval mode, asked batch by batch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from hf_distill.columns import accepted_columns
+from hf_distill.teachers.signals import DenseSignals
+
+_AUTO_CLASSES = tuple(
+    name for name in dir(transformers) if name.startswith("AutoModelFor") and not name.endswith("Backbone")
+)
+
+
+class OnlineTeacher:
+    """One model as a teacher.
+
+    Its parameters are frozen and it stays in eval mode. It runs under ``no_grad``, without a
+    key-value cache, and never sees a label: an encoder-decoder gets decoder inputs made from them.
+
+    Args:
+        model: any model whose output has ``logits``.
+        name: the Hub id or folder it came from, or None.
+        label_order: ``label_order[c]`` is the teacher's index of the student's class ``c``.
+        autocast: makes the context the forward runs in, e.g. ``accelerator.autocast``.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        >>> model = BertForSequenceClassification(BertConfig(vocab_size=10, num_labels=3, **sizes))
+        >>> OnlineTeacher(model)({"input_ids": torch.tensor([[1, 2]])}).logits.shape
+        torch.Size([1, 3])
+    """
+
+    provides = frozenset({"logits", "log_probs"})
+
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str | None = None,
+        label_order: list[int] | None = None,
+        autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    ) -> None:
+        self.model = model.requires_grad_(False).eval()
+        self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
+        self.columns = accepted_columns(model)
+        self.label_order = label_order
+        self.autocast = autocast
+        self._order: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> OnlineTeacher:
+        """Move the weights, unless they were placed by a device map or are quantised."""
+        placed = getattr(self.model, "hf_device_map", None) or getattr(self.model, "is_quantized", False)
+        if not placed:
+            self.model.to(device)
+        return self
+
+    def __call__(self, batch: dict[str, Any]) -> DenseSignals:
+        """Answer for a batch whose columns this model accepts; ``labels`` only feed a decoder."""
+        if self.model.training:
+            self.model.eval()
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        add_decoder_inputs(self.model, inputs, batch.get("labels"))
+        if "use_cache" in self.columns:
+            inputs["use_cache"] = False
+        with torch.no_grad(), self.autocast():
+            outputs = self.model(**inputs)
+        logits = logits_of(outputs, "teacher")
+        if self.label_order is not None:
+            if self._order is None or self._order.device != logits.device:
+                self._order = torch.tensor(self.label_order, device=logits.device)
+            logits = logits.index_select(-1, self._order)
+        return DenseSignals(logits)
+
+
+def add_decoder_inputs(model: Any, inputs: dict[str, Any], labels: torch.Tensor | None) -> None:
+    """Give an encoder-decoder its decoder inputs, made from labels that it must not see itself."""
+    prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if labels is not None and prepare is not None and "decoder_input_ids" not in inputs:
+        inputs["decoder_input_ids"] = prepare(labels=labels)
+
+
+def logits_of(outputs: Any, who: str) -> torch.Tensor:
+    """Return the logits of a model's output, or say what the output holds instead.
+
+    Raises:
+        ValueError: an output without logits.
+    """
+    logits = outputs.get("logits") if isinstance(outputs, dict) else getattr(outputs, "logits", None)
+    if logits is None and isinstance(outputs, tuple) and outputs:
+        logits = outputs[1] if outputs[0].dim() == 0 and len(outputs) > 1 else outputs[0]
+    if not isinstance(logits, torch.Tensor):
+        held = list(outputs) if isinstance(outputs, dict) else type(outputs).__name__
+        raise ValueError(
+            f"{who}: expected an output with one tensor of logits, received {held}. Use a model with a "
+            "classification or language-modelling head, like AutoModelForSequenceClassification."
+        )
+    return logits
+
+
+def load_teacher_model(
+    name: str | Path,
+    student: nn.Module,
+    revision: str | None = None,
+    dtype: str | None = None,
+    attn_implementation: str | None = None,
+) -> nn.Module:
+    """Load a teacher by Hub id or folder, with the kind of head that the student has.
+
+    Args:
+        name: a Hub id or a folder written by ``save_pretrained``.
+        student: decides the Auto class.
+        revision: branch, tag or commit.
+        dtype: ``auto`` (default), or a torch dtype's name.
+        attn_implementation: attention kernel.
+
+    Raises:
+        ValueError: a folder or id that is not there, or a model whose head was never trained.
+    """
+    if dtype is not None and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(
+            f"teacher_dtype: expected auto, float32, bfloat16, float16 or float64, received {dtype!r}."
+        )
+    options: dict[str, Any] = {"dtype": dtype or "auto"}
+    if revision is not None:
+        options["revision"] = revision
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    try:
+        model, loading = _auto_class(student).from_pretrained(str(name), output_loading_info=True, **options)
+    except OSError as error:
+        raise ValueError(
+            f"teacher: expected the id of a Hub model or a folder with a saved model, received {str(name)!r}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"teacher: {str(name)!r} has no trained weights for {', '.join(missing[:4])}; a head that was never "
+            "trained has nothing to teach. Fine-tune the teacher on the task first."
+        )
+    return model  # type: ignore[no-any-return]
+
+
+def _auto_class(student: nn.Module) -> Any:
+    """Return the Auto class that builds models with the student's kind of head."""
+    base = student.get_base_model() if hasattr(student, "get_base_model") else student  # type: ignore[operator]
+    for name in _AUTO_CLASSES:
+        auto_class = getattr(transformers, name)
+        mapping = getattr(auto_class, "_model_mapping", None)
+        config_class = type(getattr(base, "config", None))
+        if mapping is None or config_class not in mapping:
+            continue
+        found = mapping[config_class]
+        if type(base) in (found if isinstance(found, tuple) else (found,)):
+            return auto_class
+    raise ValueError(
+        f"teacher: no Auto class has the head of {type(base).__name__}, so a teacher can't be loaded by name. "
+        "Load it yourself, and give the model as teacher."
+    )

@@ -1,0 +1,67 @@
+"""What a teacher answers: signals that give log-probabilities at any temperature they can."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+
+@runtime_checkable
+class TeacherSignals(Protocol):
+    """A teacher's answer for a batch, or for some of its rows.
+
+    A mixture of teachers and a sparse cache have no raw logits and can't be re-tempered, so the
+    common question is ``log_probs(temperature)``; ``logits`` is None where there are none.
+    """
+
+    logits: torch.Tensor | None
+
+    def log_probs(self, temperature: float) -> torch.Tensor:
+        """Return ``(..., classes)`` log-probabilities at this temperature, in float32 or better."""
+
+    def select(self, index: Any) -> TeacherSignals:
+        """Return the signals of some rows: a boolean mask over the leading dimensions, or a slice."""
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """Anything that answers ``teacher(batch) -> TeacherSignals``: one model, an ensemble, a cache.
+
+    Attributes:
+        name: where it came from, for messages and the model card.
+        provides: what its signals hold, e.g. ``{"logits", "log_probs"}``.
+        columns: the batch columns it reads, so that the trainer keeps them.
+    """
+
+    name: str
+    provides: frozenset[str]
+    columns: frozenset[str]
+
+    def __call__(self, batch: dict[str, Any]) -> TeacherSignals:
+        """Answer for a batch that is already on the teacher's device."""
+
+
+@dataclass(frozen=True)
+class DenseSignals:
+    """Full logits of one teacher.
+
+    Shapes: ``logits`` is ``(..., classes)``.
+
+    Example:
+        >>> signals = DenseSignals(torch.tensor([[0.0, 0.0]]))
+        >>> signals.log_probs(2.0).exp()
+        tensor([[0.5000, 0.5000]])
+    """
+
+    logits: torch.Tensor
+
+    def log_probs(self, temperature: float) -> torch.Tensor:
+        """Return ``log softmax(logits / temperature)`` over the last dimension, float32 or better."""
+        logits = self.logits if self.logits.dtype == torch.float64 else self.logits.float()
+        return torch.log_softmax(logits / temperature, dim=-1)
+
+    def select(self, index: Any) -> DenseSignals:
+        """Return the signals of the rows under a boolean mask or a slice."""
+        return DenseSignals(self.logits[index])

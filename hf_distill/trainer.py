@@ -1,0 +1,373 @@
+"""DistillationTrainer: a transformers Trainer whose loss blends the labels with a teacher."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments
+from transformers.utils import logging
+
+from hf_distill import compatibility
+from hf_distill.checkpointing import CheckpointingMixin
+from hf_distill.columns import TEACHER_PREFIX, BatchColumns, DistillationCollator, accepted_columns
+from hf_distill.evaluation.loop import EvaluationMixin
+from hf_distill.items import Head, count_items, head_of, select_rows
+from hf_distill.label_loss import LabelLossMixin, zero_with_graph
+from hf_distill.launch import check_launch
+from hf_distill.loss_plan import LossPlan, resolve_loss
+from hf_distill.normalisation import Normalisation
+from hf_distill.publishing import PublishingMixin
+from hf_distill.students import warn_about_random_start
+from hf_distill.support import check_supported
+from hf_distill.teachers.finite_check import FiniteCheck
+from hf_distill.teachers.online import OnlineTeacher, add_decoder_inputs, load_teacher_model, logits_of
+from hf_distill.teachers.signals import Teacher, TeacherSignals
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Base
+else:
+    _Base = object
+
+logger = logging.get_logger(__name__)
+
+
+class DistillationMixin(EvaluationMixin, LabelLossMixin, CheckpointingMixin, PublishingMixin, _Base):
+    """Distillation over any ``Trainer``; :class:`DistillationTrainer` documents the arguments."""
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        teacher: str | Path | nn.Module | Teacher | None = None,
+        args: TrainingArguments | None = None,
+        *trainer_args: Any,
+        teacher_processing_class: Any = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        if args is not None:
+            # Both must be found before Trainer creates a process group's files or a repository.
+            logger.info(check_launch(args))
+            check_supported(args)
+        self._normalisation = Normalisation.UNKNOWN
+        self._totals: dict[str, torch.Tensor] | None = None
+        self._matches_functional_loss: bool | None = None
+        self._plan: LossPlan | None = None
+        self._part_sums: dict[str, torch.Tensor] = {}
+        self._pending_parts: dict[str, float] = {}
+        self._finite = FiniteCheck()
+        super().__init__(model, args, *trainer_args, **trainer_kwargs)
+        self.teacher_processing_class = teacher_processing_class
+        self.head = head_of(self._student(), self._example_label())
+        self.teacher = self._make_teacher(teacher)
+        self.columns = BatchColumns(
+            accepted_columns(self._student()), self.teacher.columns, teacher_processing_class is not None
+        )
+        self._check_compatibility()
+        self._wrap_collator()
+        self.plan = self._resolve()
+        if self.train_dataset is not None:
+            warn_about_random_start(self._student(), _length(self.train_dataset))
+
+    # ---- construction ------------------------------------------------------------------
+
+    def _student(self) -> Any:
+        """Return the student without wrappers."""
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def _example_label(self) -> Any:
+        """Return the label of one training or evaluation example, where one can be had without cost."""
+        for dataset in self._datasets():
+            if hasattr(dataset, "__getitem__") and (_length(dataset) or 0) > 0:
+                example = dataset[0]
+                if isinstance(example, dict):
+                    return example.get("labels", example.get("label"))
+        return None
+
+    def _datasets(self) -> list[Any]:
+        evaluation = self.eval_dataset
+        sets = list(evaluation.values()) if isinstance(evaluation, dict) else [evaluation]
+        return [dataset for dataset in [self.train_dataset, *sets] if dataset is not None]
+
+    def _make_teacher(self, teacher: Any) -> Teacher:
+        """Return a teacher from a model, a name or a teacher, checked against the student."""
+        if teacher is None:
+            raise ValueError(
+                "teacher: expected a model, a Hub id, a folder or a Teacher, received None. Give teacher=; to train "
+                "without one use transformers.Trainer."
+            )
+        name = None
+        if isinstance(teacher, (str, Path)):
+            name = str(teacher)
+            teacher = load_teacher_model(
+                name,
+                self._student(),
+                getattr(self.args, "teacher_revision", None),
+                getattr(self.args, "teacher_dtype", None),
+                getattr(self.args, "teacher_attn_implementation", None),
+            )
+        if not isinstance(teacher, nn.Module):
+            if isinstance(teacher, Teacher):
+                return teacher
+            raise ValueError(
+                f"teacher: expected a model, a Hub id, a folder or a Teacher, received {type(teacher).__name__}."
+            )
+        own = {id(parameter) for parameter in self._student().parameters()}
+        if any(id(parameter) in own for parameter in teacher.parameters()):
+            raise ValueError(
+                "teacher: expected a model of its own, received one that shares parameters with the student; freezing "
+                "the teacher would freeze the student. Make the student with student_from_teacher, or copy.deepcopy."
+            )
+        compatibility.check_heads(self._student(), teacher, self.head)
+        order = compatibility.label_order(self._student().config, teacher.config)
+        return OnlineTeacher(teacher, name, order, lambda: self.accelerator.autocast()).to(self.args.device)
+
+    def _check_compatibility(self) -> None:
+        """Raise where student, teacher, tokenizer and data can't work together."""
+        if not isinstance(self.teacher, OnlineTeacher) or self.columns.own_encoding:
+            return
+        if "input_ids" in self.columns.student and "input_ids" in self.columns.teacher:
+            compatibility.check_vocabulary(self.processing_class, self.teacher.model)
+            compatibility.check_lengths(
+                self._student(), self.teacher.model, self.processing_class, self._datasets()
+            )
+
+    def _wrap_collator(self) -> None:
+        """Let the collator encode for the teacher, and mark unlabelled rows, where either is needed."""
+        if self.teacher_processing_class is None and self.head.kind == "single_label":
+            return
+        columns = getattr(self.args, "teacher_text_columns", None) or ["text", "text_pair"]
+        limits = [
+            getattr(self.teacher_processing_class, "model_max_length", None),
+            compatibility.longest_input(getattr(self.teacher, "model", None)),
+        ]
+        self.data_collator = DistillationCollator(
+            self.data_collator,
+            self.teacher_processing_class,
+            tuple(columns),
+            min((limit for limit in limits if limit is not None and limit < 10**9), default=None),
+        )
+
+    def _resolve(self) -> LossPlan:
+        """Resolve the arguments into the loss, and check that the teacher can answer for it."""
+        plan = resolve_loss(self.args, self.head.kind)
+        for term in plan.terms:
+            missing = term.objective.needs - self.teacher.provides
+            if missing:
+                raise ValueError(
+                    f"objective {term.key!r}: expected a teacher that gives {', '.join(sorted(missing))}, received "
+                    f"{self.teacher.name}, which gives {', '.join(sorted(self.teacher.provides))}."
+                )
+        if plan.label_weight > 0 and self.train_dataset is not None:
+            names = getattr(self.train_dataset, "column_names", None)
+            if names and not {"label", "labels", "label_ids"} & set(names):
+                raise ValueError(
+                    f"labels: expected a column named labels, because the label loss has the weight "
+                    f"{plan.label_weight}, received the columns {sorted(names)}. Add the labels, or set alpha=1 to "
+                    "train on the teacher alone."
+                )
+        return plan
+
+    def distillation_settings(self) -> dict[str, Any]:
+        """Return the loss of this run as plain values: the short form if it was given, and all weights."""
+        short = {name: getattr(self.args, name, None) for name in ("alpha", "temperature")}
+        if getattr(self.args, "objectives", None) is None:
+            short = {"alpha": 1.0 - self.plan.label_weight, "temperature": short["temperature"] or 2.0}
+        return {**short, **self.plan.describe(), "teacher": self.teacher.name}
+
+    # ---- columns -----------------------------------------------------------------------
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Keep the union of what both forwards accept, and the text that the teacher encodes itself."""
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()
+            extra = self.columns.teacher - {"labels"}
+            if self.columns.own_encoding:
+                extra = {TEACHER_PREFIX + name for name in extra}
+                extra |= set(getattr(self.data_collator, "text_columns", ()))
+            self._signature_columns += sorted(extra - set(self._signature_columns))
+
+    # ---- training ----------------------------------------------------------------------
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Resolve the loss now that a trial has set the arguments, and start the counts afresh."""
+        self.plan = self._resolve()
+        self._normalisation, self._totals = Normalisation.UNKNOWN, None
+        self._part_sums, self._pending_parts = {}, {}
+        try:
+            return super()._inner_training_loop(*args, **kwargs)
+        finally:
+            self._totals = None
+
+    def _uses_label_loss(self, batches: list[Any]) -> bool:
+        return self.plan.label_weight > 0 and super()._uses_label_loss(batches)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Return ``label_weight * label loss + sum_i weight_i * sum(values_i) / count(level_i)``.
+
+        The counts are those of the whole accumulated batch over all ranks; outside of training,
+        those of the batch.
+        """
+        parts: dict[str, torch.Tensor] = {}
+        if self.plan.label_weight > 0:
+            if inputs.get("labels") is None:
+                raise ValueError(
+                    f"labels: expected labels in the batch, because the label loss has the weight "
+                    f"{self.plan.label_weight}, received {sorted(inputs)}. Add them, or set alpha=1."
+                )
+            parts["label"], outputs = self.label_loss(model, inputs, num_items_in_batch)
+        else:
+            outputs = self.student_outputs(model, inputs)
+        if self.plan.terms:
+            signals = self.teacher_signals(inputs)
+            for key, (total, count) in self.objective_sums(outputs, signals, inputs).items():
+                level = next(term.objective.level for term in self.plan.terms if term.key == key)
+                share = self._share(level, count)
+                parts[key] = total * (share if isinstance(share, float) else share.to(total.dtype))
+        loss = self.weighted_sum(parts)
+        if loss is None:
+            loss = zero_with_graph(logits_of(outputs, "student"))
+        if self._totals is not None:
+            for key, part in parts.items():
+                self._part_sums[key] = self._part_sums.get(key, 0.0) + part.detach()
+        return (loss, outputs) if return_outputs else loss
+
+    def weighted_sum(self, parts: dict[str, Any]) -> Any:
+        """Return the loss from its unweighted parts, or None without any."""
+        weights = {"label": self.plan.label_weight, **{term.key: term.weight for term in self.plan.terms}}
+        weighted = [weights[key] * part for key, part in parts.items()]
+        return sum(weighted[1:], start=weighted[0]) if weighted else None
+
+    def student_outputs(self, model: nn.Module, batch: dict[str, Any]) -> Any:
+        """Run the student without labels."""
+        inputs = self.columns.for_student(batch)
+        labels = inputs.pop("labels", None)
+        add_decoder_inputs(self._student(), inputs, labels)
+        return model(**inputs)
+
+    def teacher_signals(self, batch: dict[str, Any]) -> TeacherSignals:
+        """Ask the teacher about a batch, with the columns it accepts."""
+        columns = self.columns.for_teacher(batch)
+        if "labels" in batch:  # read by no forward: a decoder's inputs are made from them
+            columns["labels"] = batch["labels"]
+        return self.teacher(columns)
+
+    def objective_sums(
+        self, outputs: Any, signals: TeacherSignals, batch: dict[str, Any]
+    ) -> dict[str, tuple[torch.Tensor, int]]:
+        """Return each active objective's sum over its rows and their number; none without rows."""
+        rows = select_rows(logits_of(outputs, "student"), signals, batch, self.head)
+        self._check_shapes(rows.student_logits, rows.teacher.logits)
+        if rows.student_logits.shape[0] == 0:
+            return {}
+        if rows.teacher.logits is not None:
+            self._finite.see(rows.teacher.logits, self.state.global_step)
+        return {
+            term.key: (term.objective(rows).sum(), rows.student_logits.shape[0]) for term in self.plan.terms
+        }
+
+    @staticmethod
+    def _check_shapes(student: torch.Tensor, teacher: torch.Tensor | None) -> None:
+        if teacher is not None and student.shape != teacher.shape:
+            raise ValueError(
+                f"logits: expected the teacher's to have the student's shape {tuple(student.shape)}, received "
+                f"{tuple(teacher.shape)}. Student and teacher must read the same examples and share their classes."
+            )
+
+    # ---- logging -----------------------------------------------------------------------
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Read the parts and the teacher's flag where the Trainer reads the loss anyway."""
+        if self.control.should_log and self.state.global_step > self._globalstep_last_logged:
+            self._collect_parts(self.state.global_step - self._globalstep_last_logged)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _collect_parts(self, steps: int) -> None:
+        """Average the parts over the logging window and all ranks: one gather for all of them."""
+        self._raise_on_bad_teacher()
+        keys = [key for key in ["label", *(term.key for term in self.plan.terms)] if key in self._part_sums]
+        if self.accelerator.num_processes > 1:
+            # A rank whose batches had no rows of a level has no such part, and gathers must agree.
+            weights = {"label": self.plan.label_weight, **{term.key: term.weight for term in self.plan.terms}}
+            keys = [key for key, weight in weights.items() if weight > 0]
+        sums = [self._part_sums.get(key, 0.0) for key in keys]
+        if keys:
+            stacked = torch.stack([torch.as_tensor(s, dtype=torch.float32, device=self.args.device) for s in sums])
+            means = self.accelerator.gather(stacked).reshape(-1, len(keys)).mean(0) / steps
+            self._pending_parts = {f"loss/{k}": v for k, v in zip(keys, means.tolist(), strict=True)}
+        self._part_sums = {}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as Trainer does, with the parts of the loss beside it."""
+        if "loss" in logs and self._pending_parts:
+            logs.update(self._pending_parts)
+            self._pending_parts = {}
+        super().log(logs, start_time)
+
+    def _raise_on_bad_teacher(self) -> None:
+        """Stop the run, on all ranks, if any teacher's answer was not finite."""
+        states = self.accelerator.gather(self._finite.state(self.args.device))
+        self._finite.raise_if_bad(states.reshape(-1, 2).tolist())
+
+    def before_checkpoint(self) -> None:
+        """Write no checkpoint of a student that a broken teacher has taught."""
+        self._raise_on_bad_teacher()
+        super().before_checkpoint()
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Look at the teacher's flag once more before the run counts as done."""
+        self._raise_on_bad_teacher()
+        return super()._finalize_training(*args, **kwargs)
+
+
+def _length(dataset: Any) -> int | None:
+    try:
+        return len(dataset)
+    except TypeError:
+        return None
+
+
+class DistillationTrainer(DistillationMixin, Trainer):
+    """A ``transformers.Trainer`` that makes a small model imitate a large one.
+
+    Formula: ``loss = (1 - alpha) * label loss + alpha * T^2 * KL(teacher ‖ student)``, or the long
+    form of :class:`hf_distill.DistillationTrainingArguments`. The label loss is the Trainer's own,
+    whatever it is; the teacher's term is a mean over the items of the whole accumulated batch.
+
+    Args:
+        model: the student; or ``model_init``.
+        teacher: a model, a Hub id, a folder, or anything that answers ``teacher(batch)``.
+        args: DistillationTrainingArguments, or a plain TrainingArguments for the defaults.
+        teacher_processing_class: the teacher's own tokenizer, where it differs from the student's;
+            the text columns it reads stay in the dataset.
+        trainer_args, trainer_kwargs: everything else that ``transformers.Trainer`` takes.
+
+    Raises:
+        ValueError: labels, label names, heads, vocabulary, lengths or settings that do not fit; the
+            message says what was expected, what came, and what to do.
+
+    Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> def bert(layers):
+        ...     sizes = dict(hidden_size=8, num_attention_heads=1, intermediate_size=8, vocab_size=20)
+        ...     return BertForSequenceClassification(BertConfig(num_hidden_layers=layers, **sizes))
+        >>> data = [{"input_ids": [i, i + 1], "labels": i % 2} for i in range(8)]
+        >>> args = TrainingArguments("out", num_train_epochs=1, report_to="none", save_strategy="no",
+        ...     disable_tqdm=True, use_cpu=True, logging_strategy="no")
+        >>> with warnings.catch_warnings():  # a toy: few examples and random weights
+        ...     warnings.simplefilter("ignore")
+        ...     trainer = DistillationTrainer(bert(1), teacher=bert(2), args=args, train_dataset=data)
+        >>> trainer.distillation_settings()["alpha"], trainer.distillation_settings()["temperature"]
+        (0.5, 2.0)
+    """
