@@ -124,7 +124,7 @@ class DistillationCollator:
         ]
         texts = [[f.pop(column, None) for f in features] for column in self.text_columns]
         if any(ready):
-            return self.teacher_processing_class.pad(ready, return_tensors="pt")  # type: ignore[no-any-return]
+            return self.teacher_processing_class.pad(ready, return_tensors="pt")
         texts = [column for column in texts if column and column[0] is not None]
         if not texts:
             raise ValueError(
@@ -132,6 +132,6 @@ class DistillationCollator:
                 f"({' or '.join(self.text_columns)}) or ready teacher_input_ids, received {sorted(features[0])}. "
                 "Keep the text in the dataset, or name its columns in teacher_text_columns."
             )
-        return self.teacher_processing_class(  # type: ignore[no-any-return]
+        return self.teacher_processing_class(
             *texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
         )

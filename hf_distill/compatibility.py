@@ -76,14 +76,20 @@ def check_heads(student: Any, teacher: Any, student_head: Head) -> None:
     Raises:
         ValueError: a regression teacher for a classifier, token logits for an example's, and so on.
     """
-    if hasattr(getattr(student, "config", None), "num_labels") and "QuestionAnswering" in type(student).__name__:
+    if (
+        hasattr(getattr(student, "config", None), "num_labels")
+        and "QuestionAnswering" in type(student).__name__
+    ):
         raise ValueError(
             f"student: expected a head with one tensor of logits, received {type(student).__name__}, which has start "
             "and end logits. Question answering is not supported yet."
         )
     example = [0.0] if student_head.kind == "multi_label" else None
     teacher_head = head_of(teacher, example)
-    if getattr(getattr(teacher, "config", None), "problem_type", None) is None and teacher.config.num_labels > 1:
+    if (
+        getattr(getattr(teacher, "config", None), "problem_type", None) is None
+        and teacher.config.num_labels > 1
+    ):
         teacher_head = Head(student_head.kind, teacher_head.positions, teacher_head.shift)
     if teacher_head != student_head:
         raise ValueError(
@@ -195,8 +201,8 @@ def check_lengths(student: Any, teacher: Any, student_tokenizer: Any, datasets: 
     if measured:
         longest, source = max(measured), "the data's longest input"
     else:
-        allowed = [longest_input(student), getattr(student_tokenizer, "model_max_length", None)]
-        allowed = [length for length in allowed if isinstance(length, int) and length < _NO_LIMIT]
+        limits = [longest_input(student), getattr(student_tokenizer, "model_max_length", None)]
+        allowed = [length for length in limits if isinstance(length, int) and length < _NO_LIMIT]
         if not allowed:
             return
         longest, source = min(allowed), "what the student accepts"

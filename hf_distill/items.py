@@ -49,7 +49,9 @@ def head_of(model: Any, example_label: Any = None) -> Head:
     config = getattr(model, "config", None)
     if loss_type in _POSITION_LOSSES or type(model).__name__.endswith("LMHeadModel"):
         causal = loss_type == "ForCausalLM" or type(model).__name__.endswith("LMHeadModel")
-        return Head("single_label", positions=True, shift=causal and not getattr(config, "is_encoder_decoder", False))
+        return Head(
+            "single_label", positions=True, shift=causal and not getattr(config, "is_encoder_decoder", False)
+        )
     problem_type = getattr(config, "problem_type", None)
     if problem_type is not None:
         kinds: dict[str, HeadKind] = {
@@ -100,8 +102,8 @@ def item_mask(batch: dict[str, Any], head: Head) -> torch.Tensor | None:
     labels = batch.get("labels")
     if labels is not None:
         return labelled_mask(labels, head)
-    inputs = batch.get("input_ids")
-    mask = batch.get("attention_mask")
+    inputs: Any = batch.get("input_ids")
+    mask: Any = batch.get("attention_mask")
     if mask is None and inputs is None:
         raise ValueError("expected labels, an attention_mask or input_ids to tell which positions are items.")
     mask = torch.ones_like(inputs, dtype=torch.bool) if mask is None else mask.bool()
@@ -137,7 +139,9 @@ def slice_batch(batch: dict[str, Any], rows: slice) -> dict[str, Any]:
     """Return some examples of a batch; what is no tensor of that length stays."""
     size = batch_size(batch)
     return {
-        key: value[rows] if isinstance(value, torch.Tensor) and value.dim() > 0 and value.shape[0] == size else value
+        key: value[rows]
+        if isinstance(value, torch.Tensor) and value.dim() > 0 and value.shape[0] == size
+        else value
         for key, value in batch.items()
     }
 

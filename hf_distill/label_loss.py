@@ -198,22 +198,35 @@ class LabelLossMixin(_Base):
 
     def _probe(self, batches: list[Any]) -> Normalisation:
         """Ask the label loss that is used how it is normalised, and agree on it over all ranks."""
-        batch = self._prepare_inputs(next((b for b in batches if int(count_labelled(b, self.head)) > 0), batches[0]))
+        batch = self._prepare_inputs(
+            next((b for b in batches if int(count_labelled(b, self.head)) > 0), batches[0])
+        )
         if UNLABELLED_ROWS in batch:
             rows = ~batch[UNLABELLED_ROWS]
             batch = {
-                key: value[rows] if isinstance(value, torch.Tensor) and value.shape[:1] == rows.shape else value
+                key: value[rows]
+                if isinstance(value, torch.Tensor) and value.shape[:1] == rows.shape
+                else value
                 for key, value in batch.items()
                 if key != UNLABELLED_ROWS
             }
         inputs = self.columns.for_student(batch)
-        reduced = self.args.bf16 or self.args.fp16 or next(self.model.parameters()).dtype not in _FULL
-        with undisturbed(self.model), self.compute_loss_context_manager():
+        reduced = (
+            self.args.bf16 or self.args.fp16 or next(self._probed_model().parameters()).dtype not in _FULL
+        )
+        with undisturbed(self._probed_model()), self.compute_loss_context_manager():
             answer = Normalisation.UNKNOWN
             if inputs["labels"].shape[0] > 0:
-                answer = probe_normalisation(self._loss_under_count, inputs, self.head, 3e-2 if reduced else 1e-4)
+                answer = probe_normalisation(
+                    self._loss_under_count, inputs, self.head, 3e-2 if reduced else 1e-4
+                )
                 self._matches_functional_loss = self._has_functional_loss(inputs, 3e-2 if reduced else 1e-4)
         return self._agree(answer)
+
+    def _probed_model(self) -> nn.Module:
+        """Return the model that the probe asks: not wrapped by DDP, whose forwards must keep in step."""
+        assert self.model is not None
+        return self.model
 
     def _loss_under_count(self, inputs: dict[str, Any], count: float) -> torch.Tensor:
         """Return the label loss of a batch given a count of items, as Trainer would hand it over."""
@@ -221,13 +234,13 @@ class LabelLossMixin(_Base):
         num_items = torch.tensor(count, device=labels.device) if self._counts_are_used() else None
         if not bool(labelled_mask(labels, self.head).any()):
             return torch.zeros(())
-        return self._trainers_loss(self.model, inputs, num_items)[0]
+        return self._trainers_loss(self._probed_model(), inputs, num_items)[0]
 
     def _has_functional_loss(self, inputs: dict[str, Any], tolerance: float) -> bool | None:
         """Whether the label loss is the usual one of its head, so that it can be taken row by row."""
         if self.head.kind == "single_label" or self.compute_loss_func is not None:
             return None
-        loss, outputs = self._trainers_loss(self.model, inputs, None)
+        loss, outputs = self._trainers_loss(self._probed_model(), inputs, None)
         usual = functional_loss(logits_of(outputs, "student"), inputs["labels"], self.head)
         return bool((loss - usual).abs() <= tolerance * usual.abs())
 

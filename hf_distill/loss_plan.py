@@ -165,7 +165,9 @@ def _read(objectives: Any) -> list[Any]:
         try:
             objectives = json.loads(text) if where == "objectives" else yaml.safe_load(text)
         except (json.JSONDecodeError, yaml.YAMLError) as error:
-            raise ValueError(f"{where}: not readable as {'JSON' if where == 'objectives' else 'YAML'}: {error}") from error
+            raise ValueError(
+                f"{where}: not readable as {'JSON' if where == 'objectives' else 'YAML'}: {error}"
+            ) from error
     if isinstance(objectives, Mapping) and "objectives" in objectives:
         objectives = objectives["objectives"]
     if not isinstance(objectives, list) or not objectives:
@@ -175,6 +177,11 @@ def _read(objectives: Any) -> list[Any]:
 
 def _number(name: str, value: Any) -> float:
     """Return a finite number of at least 0; searches may hand over ints."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not math.isfinite(value)
+        or value < 0
+    ):
         raise ValueError(f"{name}: expected a finite number of at least 0, received {value!r}.")
     return float(value)

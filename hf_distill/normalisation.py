@@ -34,7 +34,9 @@ class Normalisation(Enum):
 LossOf = Callable[[dict[str, Any], float], torch.Tensor]
 
 
-def probe_normalisation(loss_of: LossOf, batch: dict[str, Any], head: Head, tolerance: float) -> Normalisation:
+def probe_normalisation(
+    loss_of: LossOf, batch: dict[str, Any], head: Head, tolerance: float
+) -> Normalisation:
     """Ask a label loss four times, and tell how it is normalised.
 
     Given the count n and 4n, a normalised loss falls to a quarter. One that ignores the count is a
@@ -129,4 +131,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 def _devices(model: nn.Module) -> list[Any]:
     """Return the CUDA devices that the model's parameters lie on."""
-    return sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
+    return sorted(
+        {parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"}
+    )

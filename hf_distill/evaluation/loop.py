@@ -5,22 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import EvalPrediction
 from transformers.trainer_pt_utils import EvalLoopContainer
 
+from hf_distill.distillation_loss import DistillationLossMixin
 from hf_distill.evaluation.agreement import agreement_sums, finish_agreement
 from hf_distill.evaluation.retention import retention
-from hf_distill.items import Head, batch_size, count_labelled, select_rows, slice_batch
+from hf_distill.items import batch_size, count_labelled, select_rows, slice_batch
 from hf_distill.teachers.online import logits_of
-
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base
-else:
-    _Base = object
 
 
 @dataclass
@@ -39,16 +35,13 @@ class _Pass:
         self.sums[key] = self.sums[key] + pair if key in self.sums else pair
 
 
-class EvaluationMixin(_Base):
+class EvaluationMixin(DistillationLossMixin):
     """Evaluates over items, so that neither batch size nor the number of processes changes a value.
 
     Plain ``Trainer`` averages batch means, and counts again the examples that fill up the last
     batch of several processes. Here every part is a sum over items divided by their number.
     """
 
-    head: Head
-    plan: Any
-    teacher: Any
     _pass: _Pass | None = None
     _task_metrics: tuple[str, ...] = ()
 
@@ -70,12 +63,13 @@ class EvaluationMixin(_Base):
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
             self._raise_on_bad_teacher()
-            task = self._task_values(output.metrics, metric_key_prefix)
+            metrics: dict[str, Any] = output.metrics or {}
+            task = self._task_values(metrics, metric_key_prefix)
             self._task_metrics = tuple(task)
             extra = self._summed_metrics()
             if wanted and task:
                 extra.update(self._against_teacher(task, output.label_ids, known))
-            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in extra.items()})
+            metrics.update({f"{metric_key_prefix}_{name}": value for name, value in extra.items()})
         finally:
             self._pass = None
         return output
@@ -112,7 +106,11 @@ class EvaluationMixin(_Base):
         if self._pass is not None and self._pass.keep_teacher and signals.logits is not None:
             self._keep_teacher_logits(signals.logits, labels, batch)
         if getattr(self.args, "predict_with_generate", False):
-            return loss, super().prediction_step(model, self.columns.for_student(batch), False, ignore_keys)[1], labels
+            return (
+                loss,
+                super().prediction_step(model, self.columns.for_student(batch), False, ignore_keys)[1],
+                labels,
+            )
         return loss, logits, labels
 
     def _label_part(self, model: nn.Module, batch: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Any]:
@@ -138,7 +136,9 @@ class EvaluationMixin(_Base):
         if rows_kept.stop == 0:
             return {}
         own = slice_batch(batch, rows_kept)
-        rows = select_rows(logits_of(outputs, "student")[rows_kept], signals.select(rows_kept), own, self.head)
+        rows = select_rows(
+            logits_of(outputs, "student")[rows_kept], signals.select(rows_kept), own, self.head
+        )
         self._check_shapes(rows.student_logits, rows.teacher.logits)
         count = rows.student_logits.shape[0]
         if count == 0:
@@ -188,10 +188,14 @@ class EvaluationMixin(_Base):
         table = torch.stack([self._pass.sums.get(key, nothing).to(self.args.device) for key in keys])
         if self.accelerator.num_processes > 1:
             table = self.accelerator.reduce(table, "sum")
-        means = {key: total / count for key, (total, count) in zip(keys, table.tolist(), strict=True) if count}
+        means = {
+            key: total / count for key, (total, count) in zip(keys, table.tolist(), strict=True) if count
+        }
         parts = {key: value for key, value in means.items() if key not in ("agreement", "mean_kl")}
         result = {}
-        loss = self.weighted_sum({k: v for k, v in parts.items() if k != "label" or self.plan.label_weight > 0})
+        loss = self.weighted_sum(
+            {k: v for k, v in parts.items() if k != "label" or self.plan.label_weight > 0}
+        )
         if loss is not None:
             result["loss"] = loss
         result.update({f"loss/{key}": value for key, value in parts.items()})
@@ -217,7 +221,8 @@ class EvaluationMixin(_Base):
             predictions = self._pass.teacher.get_arrays()
             if predictions is None or labels is None or self.args.include_for_metrics:
                 return {}
-            metrics = self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels))
+            compute: Any = self.compute_metrics
+            metrics = compute(EvalPrediction(predictions=predictions, label_ids=labels))
             known[key] = {name: float(value) for name, value in metrics.items() if name in task}
         teacher = known[key]
         result = {f"teacher_{name}": value for name, value in teacher.items()}
@@ -242,7 +247,9 @@ class EvaluationMixin(_Base):
         ``compute_metrics`` gives, as Trainer's, else the label loss. The total ``eval_loss`` is no
         objective: alpha weighs its parts, so it falls where alpha favours the smaller one.
         """
-        return super().hyperparameter_search(hp_space, compute_objective or self._search_objective, *args, **kwargs)
+        return super().hyperparameter_search(
+            hp_space, compute_objective or self._search_objective, *args, **kwargs
+        )
 
     def _search_objective(self, metrics: dict[str, float]) -> float:
         best = self.args.metric_for_best_model

@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 
 from hf_distill.columns import accepted_columns
-from hf_distill.teachers.signals import DenseSignals
+from hf_distill.teachers.signals import DenseSignals, TeacherSignals
 
 _AUTO_CLASSES = tuple(
     name for name in dir(transformers) if name.startswith("AutoModelFor") and not name.endswith("Backbone")
@@ -62,7 +62,7 @@ class OnlineTeacher:
             self.model.to(device)
         return self
 
-    def __call__(self, batch: dict[str, Any]) -> DenseSignals:
+    def __call__(self, batch: dict[str, Any]) -> TeacherSignals:
         """Answer for a batch whose columns this model accepts; ``labels`` only feed a decoder."""
         if self.model.training:
             self.model.eval()
@@ -146,7 +146,7 @@ def load_teacher_model(
             f"teacher: {str(name)!r} has no trained weights for {', '.join(missing[:4])}; a head that was never "
             "trained has nothing to teach. Fine-tune the teacher on the task first."
         )
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _auto_class(student: nn.Module) -> Any:

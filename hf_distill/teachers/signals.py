@@ -16,7 +16,9 @@ class TeacherSignals(Protocol):
     common question is ``log_probs(temperature)``; ``logits`` is None where there are none.
     """
 
-    logits: torch.Tensor | None
+    @property
+    def logits(self) -> torch.Tensor | None:
+        """Raw logits ``(..., classes)``, or None where there are none."""
 
     def log_probs(self, temperature: float) -> torch.Tensor:
         """Return ``(..., classes)`` log-probabilities at this temperature, in float32 or better."""
