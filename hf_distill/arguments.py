@@ -89,6 +89,11 @@ class DistillationArgumentsMixin:
         },
     )
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Make every subclass a dataclass, so that a pair over other arguments is one line."""
+        super().__init_subclass__(**kwargs)
+        dataclass(cls)
+
     def __post_init__(self) -> None:
         """Make numbers floats, so that a search that starts from 0 does not cast its trials to int."""
         for name in ("alpha", "temperature", "label_weight"):
