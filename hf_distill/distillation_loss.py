@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.training_args import ParallelMode
 
 from hf_distill.items import select_rows
 from hf_distill.label_loss import LabelLossMixin, zero_with_graph
@@ -41,6 +42,7 @@ class DistillationLossMixin(LabelLossMixin):
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Resolve the loss now that a trial has set the arguments, and start the counts afresh."""
+        self._let_training_wrap_the_model()
         self.plan = self._resolve()
         self._normalisation, self._totals = Normalisation.UNKNOWN, None
         self._part_sums, self._pending_parts = {}, {}
@@ -48,6 +50,20 @@ class DistillationLossMixin(LabelLossMixin):
             return super()._inner_training_loop(*args, **kwargs)
         finally:
             self._totals = None
+
+    def _let_training_wrap_the_model(self) -> None:
+        """Undo what an evaluation before training did to the model, so that DDP gets to wrap it.
+
+        Accelerate marks a model that it prepared for evaluation as prepared for good, and on several
+        processes plain Trainer then trains each process apart, in silence.
+        """
+        in_ddp = self.args.parallel_mode == ParallelMode.DISTRIBUTED and not (
+            self.is_fsdp_enabled or self.is_deepspeed_enabled
+        )
+        model: Any = self.model
+        if in_ddp and self.model_wrapped is model and getattr(model, "_is_accelerate_prepared", False):
+            self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+            vars(model)["_is_accelerate_prepared"] = False
 
     def _uses_label_loss(self, batches: list[Any]) -> bool:
         return self.plan.label_weight > 0 and super()._uses_label_loss(batches)

@@ -18,6 +18,8 @@ DEFAULT_ALPHA = 0.5
 DEFAULT_TEMPERATURE = 2.0
 _HEAD_OBJECTIVE = {"single_label": "forward_kl", "multi_label": "binary_kl", "regression": "regression"}
 _RESERVED = {"name", "weight", "key"}
+# Sums that evaluation keeps beside the objectives', under these names.
+_KEYS_OF_EVALUATION = {"label", "agreement", "mean_kl"}
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def _long_form(specifications: list[Any], head: HeadKind, label_weight: float) -
         name = specification["name"]
         objective = build_objective(name, {k: v for k, v in specification.items() if k not in _RESERVED})
         key = str(specification.get("key") or objective.name)
-        if key in keys or key == "label":
+        if key in keys or key in _KEYS_OF_EVALUATION:
             raise ValueError(
                 f"objectives[{position}]: the key {key!r} is taken. Give each objective a key of its own."
             )

@@ -31,6 +31,7 @@ class Normalisation(Enum):
     NEITHER = 3
 
 
+_ROUNDING = 1e-5
 LossOf = Callable[[dict[str, Any], float], torch.Tensor]
 
 
@@ -47,7 +48,8 @@ def probe_normalisation(
         loss_of: gives the label loss of a batch under a count.
         batch: a real batch; one example is compared with itself twice over.
         head: what the labels are.
-        tolerance: relative difference that counts as none, by the precision of the forward.
+        tolerance: relative difference between forwards of different rows that counts as none, by
+            their precision. The two counts are asked about the same rows, where only the loss rounds.
 
     Example:
         >>> def mean_loss(batch, count):
@@ -60,13 +62,15 @@ def probe_normalisation(
     """
     count = _labelled(batch, head)
     first, second = _parts(batch, head)
-    whole, quarter = (float(loss_of(batch, max(count, 1) * factor)) for factor in (1, 4))
+    losses = [loss_of(batch, max(count, 1) * factor) for factor in (1, 4)]
+    whole, quarter = map(float, losses)
+    rounding = _ROUNDING if losses[0].dtype in (torch.float32, torch.float64) else tolerance
     parts = [(float(loss_of(part, max(count, 1))), _labelled(part, head)) for part in (first, second)]
     if count == 0 or whole == 0 or not numpy.isfinite([whole, quarter]).all():
         return Normalisation.UNKNOWN
-    if abs(4 * quarter - whole) <= tolerance * abs(whole):
+    if abs(4 * quarter - whole) <= rounding * abs(whole):
         return Normalisation.NORMALISED
-    if abs(quarter - whole) > tolerance * abs(whole):
+    if abs(quarter - whole) > rounding * abs(whole):
         return Normalisation.NEITHER
     together = sum(loss * items for loss, items in parts) / sum(items for _, items in parts)
     return Normalisation.MEAN if abs(together - whole) <= tolerance * abs(whole) else Normalisation.NEITHER

@@ -13,6 +13,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "hf_distill_checkpoint.json"
+_TEMPORARY_NAME = f"{MANIFEST_NAME}.temporary"
 # A whole checkpoint that is written anew is set aside under this prefix until the new one is whole: no Trainer takes
 # the name for a checkpoint's, and the Trainer's pushes leave out what begins with an underscore.
 ASIDE_PREFIX = "_replaced-"
@@ -189,6 +190,13 @@ def warn_of_skipped(reports: dict[str, list[str]], whole: str | None) -> None:
         logger.warning("%s is incomplete: %s; %s", name, ", ".join(missing), outcome)
 
 
+def is_ours(folder: Path) -> bool:
+    """Whether a checkpoint was opened by this package, if only just: the place is cleared before it writes."""
+    return (
+        (folder / MANIFEST_NAME).exists() or (folder / _TEMPORARY_NAME).exists() or not any(folder.iterdir())
+    )
+
+
 def open_manifest(folder: Path, world_size: int) -> None:
     """Mark a checkpoint as not whole, before anything else is written into it."""
     _write_manifest(folder, {"whole": False, "world_size": world_size})
@@ -207,7 +215,7 @@ def seal_manifest(folder: Path, *, world_size: int, save_only_model: bool) -> No
 
 def _write_manifest(folder: Path, content: dict[str, Any]) -> None:
     """Put the manifest in its place in one step, so that it is the old or the new one at any moment."""
-    temporary = folder / f"{MANIFEST_NAME}.temporary"
+    temporary = folder / _TEMPORARY_NAME
     temporary.write_text(json.dumps({"format": 1, **content}, indent=1) + "\n", encoding="utf-8")
     _flush(temporary)
     os.replace(temporary, folder / MANIFEST_NAME)

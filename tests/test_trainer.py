@@ -80,7 +80,11 @@ def test_alpha_0_is_plain_trainer_bit_for_bit(tmp_path: Any, head: str, options:
     calls = itertools.count()
     teacher.register_forward_pre_hook(lambda *_: next(calls) and None)
     ours = distiller(
-        bert(head=head, dropout=True), teacher, arguments(tmp_path, alpha=0, **options), data, compute_loss_func=loss
+        bert(head=head, dropout=True),
+        teacher,
+        arguments(tmp_path, alpha=0, **options),
+        data,
+        compute_loss_func=loss,
     )
     ours.train()
     assert next(calls) == 0, "the teacher ran in training"
@@ -169,7 +173,8 @@ def test_half_a_row_of_nan_is_refused(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("head", "key"), [("single_label", "forward_kl"), ("multi_label", "binary_kl"), ("regression", "regression")]
+    ("head", "key"),
+    [("single_label", "forward_kl"), ("multi_label", "binary_kl"), ("regression", "regression")],
 )
 def test_the_short_form_takes_the_objective_of_the_head(tmp_path: Any, head: str, key: str) -> None:
     trainer = distiller(bert(head=head), teacher_of(head), arguments(tmp_path), examples(8, head))
@@ -185,7 +190,9 @@ def test_problem_type_is_read_from_the_labels_where_the_config_is_silent(tmp_pat
 
 
 def test_the_objective_can_be_overridden(tmp_path: Any) -> None:
-    args = arguments(tmp_path, objectives=[{"name": "logit_mse", "weight": 2.0, "key": "mse"}], label_weight=0.25)
+    args = arguments(
+        tmp_path, objectives=[{"name": "logit_mse", "weight": 2.0, "key": "mse"}], label_weight=0.25
+    )
     trainer = distiller(bert(head="multi_label"), teacher_of("multi_label"), args, examples(8, "multi_label"))
     trainer.train()
     entry = trainer.state.log_history[0]
@@ -268,7 +275,9 @@ def test_a_class_at_minus_infinity_in_both_models_leaves_every_sum(tmp_path: Any
 
 
 def test_nothing_of_the_teacher_is_saved(tmp_path: Any) -> None:
-    trainer = distiller(bert(), teacher_of(), arguments(tmp_path, save_strategy="steps", save_steps=2), examples(8))
+    trainer = distiller(
+        bert(), teacher_of(), arguments(tmp_path, save_strategy="steps", save_steps=2), examples(8)
+    )
     trainer.train()
     checkpoint = tmp_path / "checkpoint-2"
     import safetensors.torch
@@ -294,7 +303,9 @@ expected = torch.load({str(tmp_path / "expected.pt")!r})
 assert torch.equal(model(input_ids=torch.tensor([[3, 4, 5]])).logits, expected)
 print(type(model).__name__)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
     assert done.stdout.strip() == "BertForSequenceClassification", done.stderr
 
 
@@ -315,7 +326,10 @@ def test_a_teacher_is_loaded_from_a_folder(tmp_path: Any) -> None:
         (lambda folder: None, "expected a model, a Hub id, a folder or a Teacher, received None"),
         (lambda folder: 3, "received int"),
         (lambda folder: str(folder / "nowhere"), "expected the id of a Hub model or a folder"),
-        (lambda folder: bert(num_labels=4), "expected a teacher with the student's 3 labels, received one with 4"),
+        (
+            lambda folder: bert(num_labels=4),
+            "expected a teacher with the student's 3 labels, received one with 4",
+        ),
         (lambda folder: teacher_of("regression"), "heads: expected a teacher whose head is the student's"),
     ],
 )
@@ -362,10 +376,14 @@ def test_permuted_label_names_give_the_same_gradient_as_permuted_weights(tmp_pat
 def test_a_distilbert_student_keeps_token_type_ids_for_its_bert_teacher(tmp_path: Any) -> None:
     import datasets
 
-    rows = [{**e, "token_type_ids": [i % 2 for i in range(len(e["input_ids"]))], "junk": 1} for e in examples(8)]
+    rows = [
+        {**e, "token_type_ids": [i % 2 for i in range(len(e["input_ids"]))], "junk": 1} for e in examples(8)
+    ]
     student, teacher, seen = classifier("distilbert"), teacher_of(), {}
     for name, model in (("student", student), ("teacher", teacher)):
-        model.register_forward_pre_hook(lambda m, a, k, name=name: seen.update({name: dict(k)}), with_kwargs=True)
+        model.register_forward_pre_hook(
+            lambda m, a, k, name=name: seen.update({name: dict(k)}), with_kwargs=True
+        )
     data = datasets.Dataset.from_list(rows)
     trainer = distiller(student, teacher, arguments(tmp_path, max_steps=1), data)
     trainer.train()
@@ -426,7 +444,12 @@ def test_the_seq2seq_pair_is_two_lines(tmp_path: Any) -> None:
 
 def test_model_init_makes_the_student(tmp_path: Any) -> None:
     trainer = DistillationTrainer(
-        None, teacher_of(), arguments(tmp_path), model_init=lambda: bert(), data_collator=collate, train_dataset=examples(8)
+        None,
+        teacher_of(),
+        arguments(tmp_path),
+        model_init=lambda: bert(),
+        data_collator=collate,
+        train_dataset=examples(8),
     )
     trainer.train()
     assert trainer.state.global_step == 4
@@ -494,13 +517,17 @@ def test_search_over_alpha_and_temperature(tmp_path: Any) -> None:
     )  # fmt: skip
     assert {weight for weight, _ in seen} <= {0.75, 0.0}
     assert all(terms[0].objective.temperature in (3.0, 4.0) for _, terms in seen)
-    assert best.objective == pytest.approx(min(t.value for t in best.run_summary.trials) if best.run_summary else best.objective)
+    assert best.objective == pytest.approx(
+        min(t.value for t in best.run_summary.trials) if best.run_summary else best.objective
+    )
 
 
 def test_the_search_objective_does_not_move_with_alpha(tmp_path: Any) -> None:
     values = []
     for alpha in (0.1, 0.9):
-        trainer = distiller(bert(), teacher_of(), arguments(tmp_path, alpha=alpha), examples(8), eval_dataset=examples(8))
+        trainer = distiller(
+            bert(), teacher_of(), arguments(tmp_path, alpha=alpha), examples(8), eval_dataset=examples(8)
+        )
         values.append(trainer._search_objective(trainer.evaluate()))
     assert values[0] == values[1]
 

@@ -38,7 +38,9 @@ HEADS = {
 }
 
 
-def bert(layers: int = 1, seed: int = 0, head: str = "single_label", dropout: bool = False, **options: Any) -> Any:
+def bert(
+    layers: int = 1, seed: int = 0, head: str = "single_label", dropout: bool = False, **options: Any
+) -> Any:
     """Return a BERT classifier with its own weights for each seed."""
     torch.manual_seed(seed)
     rates = {} if dropout else NO_DROPOUT
@@ -94,7 +96,9 @@ def classifier(architecture: str, layers: int = 1, seed: int = 0, **options: Any
         )  # fmt: skip
     if architecture in ("llama", "llama_lm"):
         kind = LlamaForCausalLM if architecture == "llama_lm" else LlamaForSequenceClassification
-        return kind(LlamaConfig(num_hidden_layers=layers, **SIZES, num_key_value_heads=2, pad_token_id=0, **heads))
+        return kind(
+            LlamaConfig(num_hidden_layers=layers, **SIZES, num_key_value_heads=2, pad_token_id=0, **heads)
+        )
     if architecture == "vit":
         sizes = {key: value for key, value in SIZES.items() if key != "vocab_size"}
         return ViTForImageClassification(
@@ -168,7 +172,9 @@ def gradient_of(trainer: Any) -> torch.Tensor:
     return before - torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 
 
-def one_step(output_dir: Any, batch_size: int, accumulation: int, cls: Any = DistillationTrainingArguments, **o: Any) -> Any:
+def one_step(
+    output_dir: Any, batch_size: int, accumulation: int, cls: Any = DistillationTrainingArguments, **o: Any
+) -> Any:
     """Return arguments for one step of plain SGD at a rate of 1 over unshuffled data."""
     options = {
         "max_steps": 1,

@@ -1,0 +1,68 @@
+"""Run by two processes and by one: writes the accumulated gradient and the evaluation of each case."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.test_trainer import NAN, mean_loss, normalised_loss
+from tests.tiny import classifier, distiller, examples, gradient_of, one_step, perturbed
+
+MULTI = {"problem_type": "multi_label_classification"}
+CASES = {
+    "bert": ("bert", "single_label", {}, None),
+    "bert_unlabelled": ("bert", "single_label", {}, None),
+    "bert_multi_label": ("bert", "multi_label", MULTI, None),
+    "bert_multi_label_unlabelled": ("bert", "multi_label", MULTI, None),
+    "bert_mean_function": ("bert", "single_label", {}, mean_loss),
+    "bert_normalised_function": ("bert", "single_label", {}, normalised_loss),
+    "bert_tokens": ("bert_tokens", "tokens", {}, None),
+    "gpt2_causal": ("gpt2_lm", "causal", {}, None),
+    "vit": ("vit", "image", {}, None),
+}
+
+
+def share(prediction: Any) -> dict[str, float]:
+    """Return the share of labelled items that are predicted as the first class."""
+    first, labels = prediction.predictions.argmax(-1) == 0, prediction.label_ids
+    return {"share": float(first[labels != -100].mean() if labels.shape == first.shape else first.mean())}
+
+
+def run(folder: Path, case: str, batch_size: int, accumulation: int) -> None:
+    """Train one step over the same 8 examples, evaluate 7 others, and write both."""
+    architecture, head, options, loss = CASES[case]
+    data = examples(8, head)
+    if case.endswith("unlabelled"):
+        for row in (0, 2, 4, 6):  # every example of the first process
+            data[row]["labels"] = -100 if head == "single_label" else [NAN] * 3
+    trainer = distiller(
+        classifier(architecture, 1, 0, **options),
+        perturbed(classifier(architecture, 2, 5, **options), 0.3),
+        one_step(folder / "out", batch_size, accumulation, alpha=0.5, per_device_eval_batch_size=2),
+        data,
+        eval_dataset=examples(7, head, seed=3),
+        compute_loss_func=loss,
+        compute_metrics=share,
+    )
+    evaluation = trainer.evaluate()
+    gradient = gradient_of(trainer)
+    if trainer.is_world_process_zero():
+        logs = next(entry for entry in trainer.state.log_history if "loss" in entry)
+        torch.save({"gradient": gradient, "evaluation": evaluation, "logs": logs}, folder / f"{case}.pt")
+
+
+if __name__ == "__main__":
+    output, batch_size, accumulation, cases = (
+        Path(sys.argv[1]),
+        int(sys.argv[2]),
+        int(sys.argv[3]),
+        sys.argv[4],
+    )
+    for name in json.loads(cases):
+        run(output, name, batch_size, accumulation)

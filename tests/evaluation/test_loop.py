@@ -1,0 +1,179 @@
+"""evaluate() and predict(): with and without labels, the teacher's own metric, agreement and retention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+import numpy
+import pytest
+import torch
+
+from tests.tiny import HEADS, arguments, bert, collate, distiller, examples, teacher_of
+
+
+def accuracy(prediction: Any) -> dict[str, float]:
+    """Return the share of examples whose argmax is the label."""
+    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+def rmse(prediction: Any) -> dict[str, float]:
+    """Return the root mean squared error."""
+    return {"rmse": float(numpy.sqrt(((prediction.predictions[:, 0] - prediction.label_ids) ** 2).mean()))}
+
+
+def logits(model: Any, data: list[dict[str, Any]]) -> torch.Tensor:
+    """Return a model's logits over the data in one batch."""
+    batch = collate(data)
+    with torch.no_grad():
+        return model.eval()(batch["input_ids"], batch["attention_mask"]).logits
+
+
+def test_every_number_by_hand(tmp_path: Any) -> None:
+    data = examples(11)
+    student, teacher = bert(), teacher_of()
+    trainer = distiller(
+        student, teacher, arguments(tmp_path), data, eval_dataset=data, compute_metrics=accuracy
+    )
+    result = trainer.evaluate()
+    ours, theirs = logits(student, data).double(), logits(teacher, data).double()
+    labels = torch.tensor([example["labels"] for example in data])
+    label_loss = torch.nn.functional.cross_entropy(ours, labels).item()
+
+    def kl(temperature: float) -> float:
+        p, q = (theirs / temperature).softmax(-1), (ours / temperature).softmax(-1)
+        return float((p * (p / q).log()).sum(-1).mean())
+
+    assert result["eval_loss/label"] == pytest.approx(label_loss, rel=1e-5)
+    assert result["eval_loss/forward_kl"] == pytest.approx(4 * kl(2.0), rel=1e-4)
+    assert result["eval_loss"] == pytest.approx(0.5 * label_loss + 0.5 * 4 * kl(2.0), rel=1e-4)
+    assert result["eval_mean_kl"] == pytest.approx(kl(1.0), rel=1e-4)
+    assert result["eval_agreement"] == pytest.approx(
+        (ours.argmax(-1) == theirs.argmax(-1)).double().mean().item()
+    )
+    right = (theirs.argmax(-1) == labels).double().mean().item()
+    assert 0 < right < 1
+    assert result["eval_teacher_accuracy"] == pytest.approx(right)
+    assert result["eval_retention_accuracy"] == pytest.approx(result["eval_accuracy"] / right)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_batch_size_changes_nothing(tmp_path: Any, head: str, alpha: float) -> None:
+    data = examples(11, head)
+    for row in (0, 7, 8):
+        data[row]["labels"] = {"single_label": -100, "multi_label": [float("nan")] * 3}.get(
+            head, float("nan")
+        )
+    results = []
+    for size in (3, 11):
+        args = arguments(tmp_path, alpha=alpha, per_device_eval_batch_size=size)
+        results.append(distiller(bert(head=head), teacher_of(head), args, data, eval_dataset=data).evaluate())
+    for key in (key for key in results[0] if "loss" in key or "agreement" in key or "kl" in key):
+        assert results[0][key] == pytest.approx(results[1][key], rel=1e-5), key
+    assert "eval_loss/label" in results[0]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_without_labels(tmp_path: Any, head: str) -> None:
+    data = [{k: v for k, v in example.items() if k != "labels"} for example in examples(11, head)]
+    trainer = distiller(
+        bert(head=head), teacher_of(head), arguments(tmp_path, alpha=1), data, eval_dataset=data,
+        compute_metrics=accuracy,
+    )  # fmt: skip
+    result = trainer.evaluate()
+    assert "eval_loss/label" not in result
+    assert "eval_accuracy" not in result
+    assert result["eval_loss"] > 0
+    assert result["eval_agreement"] >= 0
+    prediction = trainer.predict(data)
+    assert prediction.predictions.shape == (11, HEADS[head]["num_labels"])
+    assert prediction.label_ids is None
+    assert prediction.metrics["test_loss"] == pytest.approx(result["eval_loss"])
+
+
+def test_only_the_students_logits_are_kept(tmp_path: Any) -> None:
+    data = examples(11)
+    trainer = distiller(bert(), teacher_of(), arguments(tmp_path), data)
+    trainer.model.config.output_hidden_states = True
+    prediction = trainer.predict(data)
+    assert isinstance(prediction.predictions, numpy.ndarray)
+    assert torch.allclose(torch.tensor(prediction.predictions), logits(trainer.model, data), atol=1e-6)
+
+
+def test_the_teachers_metric_is_computed_once_per_evaluation_set(tmp_path: Any) -> None:
+    calls: list[numpy.ndarray] = []
+
+    def counting(prediction: Any) -> dict[str, float]:
+        calls.append(prediction.predictions)
+        return accuracy(prediction)
+
+    first, second = examples(8), examples(8, seed=4)
+    trainer = distiller(bert(), teacher_of(), arguments(tmp_path), first, compute_metrics=counting)
+    as_table = datasets.Dataset.from_list
+    for data, computed in [(first, 2), (first, 1), (second, 2), (second, 1), (first, 1)]:
+        for convert in (list, as_table):
+            before = len(calls)
+            result = trainer.evaluate(convert(data))
+            assert len(calls) - before == computed
+            expected = logits(trainer.teacher.model, data).argmax(-1).numpy()
+            labels = numpy.array([example["labels"] for example in data])
+            assert result["eval_teacher_accuracy"] == pytest.approx((expected == labels).mean())
+
+
+def test_retention_of_an_error_is_teacher_over_student(tmp_path: Any) -> None:
+    data = examples(11, "regression")
+    trainer = distiller(
+        bert(head="regression"), teacher_of("regression"), arguments(tmp_path), data, eval_dataset=data,
+        compute_metrics=rmse,
+    )  # fmt: skip
+    result = trainer.evaluate()
+    assert result["eval_retention_rmse"] == pytest.approx(result["eval_teacher_rmse"] / result["eval_rmse"])
+    difference = logits(trainer.model, data) - logits(trainer.teacher.model, data)
+    assert result["eval_agreement"] == pytest.approx(difference.square().mean().sqrt().item(), rel=1e-5)
+    assert "eval_mean_kl" not in result
+
+
+def test_several_evaluation_sets_keep_their_names(tmp_path: Any) -> None:
+    sets = {"first": examples(8), "second": examples(8, seed=4)}
+    trainer = distiller(bert(), teacher_of(), arguments(tmp_path), examples(8), eval_dataset=sets)
+    result = trainer.evaluate()
+    assert {"eval_first_loss", "eval_first_agreement", "eval_second_loss/label"} <= set(result)
+    assert result["eval_first_loss"] != result["eval_second_loss"]
+
+
+def test_preprocessed_logits_serve_the_teacher_too(tmp_path: Any) -> None:
+    data = examples(8)
+
+    def argmax_metric(prediction: Any) -> dict[str, float]:
+        return {"accuracy": float((prediction.predictions == prediction.label_ids).mean())}
+
+    trainer = distiller(
+        bert(), teacher_of(), arguments(tmp_path), data, eval_dataset=data, compute_metrics=argmax_metric,
+        preprocess_logits_for_metrics=lambda values, labels: values.argmax(-1),
+    )  # fmt: skip
+    plain = distiller(
+        bert(), teacher_of(), arguments(tmp_path), data, eval_dataset=data, compute_metrics=accuracy
+    )
+    a, b = trainer.evaluate(), plain.evaluate()
+    assert a["eval_teacher_accuracy"] == b["eval_teacher_accuracy"]
+    assert a["eval_accuracy"] == b["eval_accuracy"]
+
+
+def test_evaluating_in_training_changes_nothing(tmp_path: Any) -> None:
+    weights = []
+    for strategy in ("no", "steps"):
+        args = arguments(tmp_path, eval_strategy=strategy, eval_steps=1, gradient_accumulation_steps=2)
+        trainer = distiller(bert(), teacher_of(), args, examples(40), eval_dataset=examples(5, seed=2))
+        trainer.train()
+        weights.append(list(trainer.model.state_dict().values()))
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+def test_a_broken_teacher_stops_an_evaluation(tmp_path: Any) -> None:
+    teacher = teacher_of()
+    with torch.no_grad():
+        teacher.classifier.bias.fill_(float("nan"))
+    trainer = distiller(bert(), teacher, arguments(tmp_path), examples(8), eval_dataset=examples(8))
+    with pytest.raises(FloatingPointError, match="teacher: expected finite logits"):
+        trainer.evaluate()
