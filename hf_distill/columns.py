@@ -125,7 +125,7 @@ class DistillationCollator:
         texts = [[f.pop(column, None) for f in features] for column in self.text_columns]
         if any(ready):
             return self.teacher_processing_class.pad(ready, return_tensors="pt")
-        texts = [column for column in texts if column and column[0] is not None]
+        texts = [column for column in texts if any(text is not None for text in column)]
         if not texts:
             raise ValueError(
                 "teacher_processing_class: expected a text column to encode for the teacher "

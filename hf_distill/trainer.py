@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
     ) -> None:
         if args is not None:
             # Both must be found before Trainer creates a process group's files or a repository.
-            logger.info(check_launch(args))
+            processes = check_launch(args)
+            if args.process_index == 0:
+                print(processes, file=sys.stderr)
             check_supported(args)
         self._normalisation = Normalisation.UNKNOWN
         self._totals: dict[str, torch.Tensor] | None = None
