@@ -11,6 +11,8 @@ import torch
 
 TEACHER_PREFIX = "teacher_"
 UNLABELLED_ROWS = "unlabelled_rows"
+# Tells which positions are items; no forward reads it.
+SPECIAL_TOKENS = "special_tokens_mask"
 _LABEL_COLUMNS = frozenset({"labels", "label", "label_ids", "start_positions", "end_positions"})
 
 
@@ -50,6 +52,7 @@ class BatchColumns:
             key: value
             for key, value in batch.items()
             if key != UNLABELLED_ROWS
+            and (key != SPECIAL_TOKENS or key in self.student)
             and key not in teacher_only
             and not (self.own_encoding and key.startswith(TEACHER_PREFIX))
         }

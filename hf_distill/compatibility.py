@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from hf_distill.items import Head, head_of
 
@@ -38,7 +39,7 @@ def label_order(student_config: Any, teacher_config: Any) -> list[int] | None:
             f"the student with num_labels={received}, or use a teacher trained on the same labels."
         )
     student_names, teacher_names = _names(student_config), _names(teacher_config)
-    if student_names == teacher_names:
+    if student_names == teacher_names or expected == 1:  # one label has no order
         return None
     if _unnamed(student_names) or _unnamed(teacher_names):
         warnings.warn(
@@ -56,6 +57,20 @@ def label_order(student_config: Any, teacher_config: Any) -> list[int] | None:
         f"labels: expected the student's label names {_short(student_names)}, received {_short(teacher_names)} from "
         "the teacher. Give both configs the same id2label, if the classes really are the same."
     )
+
+
+def predicts_tokens(model: Any) -> bool:
+    """Return whether a model's classes are its vocabulary, which ``id2label`` says nothing of.
+
+    Example:
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        >>> predicts_tokens(BertForMaskedLM(BertConfig(**sizes)))
+        True
+    """
+    name = type(model).__name__
+    kinds = ("ForCausalLM", "ForMaskedLM", "ForConditionalGeneration", "LMHeadModel", "ForPreTraining")
+    return name.endswith(kinds)
 
 
 def _names(config: Any) -> list[str]:
@@ -150,6 +165,9 @@ def _local_tokenizer(model: Any) -> Any:
     if not name:
         return None
     try:
+        # transformers 5 makes up a tokenizer of special tokens where a folder holds none.
+        if not get_tokenizer_config(name, local_files_only=True):
+            return None
         return AutoTokenizer.from_pretrained(name, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError):  # no tokenizer there: nothing to compare with
         return None
@@ -215,11 +233,18 @@ def check_lengths(student: Any, teacher: Any, student_tokenizer: Any, datasets: 
 
 def _longest_row(dataset: Any) -> int | None:
     """Return the longest ``input_ids`` of a ``datasets.Dataset``, read from Arrow without a copy."""
+    if isinstance(dataset, list) and dataset and isinstance(dataset[0], dict) and "input_ids" in dataset[0]:
+        return max(len(example["input_ids"]) for example in dataset)
     table = getattr(dataset, "data", None)
     if table is None or "input_ids" not in getattr(dataset, "column_names", ()) or len(dataset) == 0:
         return None
     if getattr(dataset, "_indices", None) is not None:  # a view of some rows: the table holds others too
-        return max(len(ids) for ids in dataset["input_ids"])
+        batches = dataset.select_columns("input_ids").with_format("arrow").iter(10_000)
+        return max(_longest_list(table.column("input_ids")) for table in batches)
+    return _longest_list(table.column("input_ids"))
+
+
+def _longest_list(column: Any) -> int:
     import pyarrow.compute
 
-    return int(pyarrow.compute.max(pyarrow.compute.list_value_length(table.column("input_ids"))).as_py())
+    return int(pyarrow.compute.max(pyarrow.compute.list_value_length(column)).as_py())

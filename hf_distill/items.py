@@ -48,7 +48,9 @@ def head_of(model: Any, example_label: Any = None) -> Head:
     loss_type = getattr(model, "loss_type", None)
     config = getattr(model, "config", None)
     if loss_type in _POSITION_LOSSES or type(model).__name__.endswith("LMHeadModel"):
-        causal = loss_type == "ForCausalLM" or type(model).__name__.endswith("LMHeadModel")
+        causal = loss_type in ("ForCausalLM", "ForConditionalGeneration") or type(model).__name__.endswith(
+            "LMHeadModel"
+        )
         return Head(
             "single_label", positions=True, shift=causal and not getattr(config, "is_encoder_decoder", False)
         )
@@ -110,7 +112,8 @@ def item_mask(batch: dict[str, Any], head: Head) -> torch.Tensor | None:
     special = batch.get("special_tokens_mask")
     if special is not None:
         mask = mask & ~special.bool()
-    return mask[..., 1:] if head.shift else mask
+    # A prediction needs both its own position and the one it predicts to be text.
+    return mask[..., :-1] & mask[..., 1:] if head.shift else mask
 
 
 def count_items(batch: dict[str, Any], head: Head, level: Level = "item") -> torch.Tensor | int:

@@ -72,6 +72,7 @@ class LabelLossMixin(_Base):
         """Return the items of each level in the accumulated batch, over all ranks, on the device."""
         counts = torch.zeros(len(_LEVELS), dtype=torch.float64, device=device)
         for batch in batches:
+            self._check_labels(batch)
             local = (
                 count_labelled(batch, self.head),
                 count_items(batch, self.head),
@@ -126,6 +127,20 @@ class LabelLossMixin(_Base):
         if normalisation is Normalisation.NEITHER and not self._counts_are_used():
             return scale / self.current_gradient_accumulation_steps
         return scale * self.accelerator.num_processes if self._multiplies_by_processes() else scale
+
+    def _check_labels(self, batch: dict[str, Any]) -> None:
+        """Raise where the labels are not of the kind that the head was taken for.
+
+        Raises:
+            ValueError: float labels for a head of one class out of several.
+        """
+        labels = batch.get("labels")
+        if self.head.kind == "single_label" and labels is not None and labels.is_floating_point():
+            raise ValueError(
+                "labels: expected integers, because the head is taken for one class out of several, received "
+                f"{labels.dtype}. Set the student's config.problem_type to 'multi_label_classification' or "
+                "'regression', for both models."
+            )
 
     def _share(self, level: str, local: torch.Tensor | int) -> torch.Tensor | float:
         """Return what one item of this level weighs: 1 over the count of the whole batch.

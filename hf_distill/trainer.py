@@ -9,15 +9,20 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
-from transformers.utils import logging
 
 from hf_distill import compatibility
 from hf_distill.checkpointing import CheckpointingMixin
-from hf_distill.columns import TEACHER_PREFIX, BatchColumns, DistillationCollator, accepted_columns
+from hf_distill.columns import (
+    SPECIAL_TOKENS,
+    TEACHER_PREFIX,
+    BatchColumns,
+    DistillationCollator,
+    accepted_columns,
+)
 from hf_distill.evaluation.loop import EvaluationMixin
 from hf_distill.items import head_of
 from hf_distill.launch import check_launch
-from hf_distill.loss_plan import LossPlan, resolve_loss
+from hf_distill.loss_plan import DEFAULT_ALPHA, DEFAULT_TEMPERATURE, LossPlan, resolve_loss
 from hf_distill.normalisation import Normalisation
 from hf_distill.publishing import PublishingMixin
 from hf_distill.students import warn_about_random_start
@@ -25,8 +30,6 @@ from hf_distill.support import check_supported
 from hf_distill.teachers.finite_check import FiniteCheck
 from hf_distill.teachers.online import OnlineTeacher, load_teacher_model
 from hf_distill.teachers.signals import Teacher
-
-logger = logging.get_logger(__name__)
 
 
 class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
@@ -46,7 +49,7 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
             processes = check_launch(args)
             if args.process_index == 0:
                 print(processes, file=sys.stderr)
-            check_supported(args)
+            check_supported(args, model)
         self._normalisation = Normalisation.UNKNOWN
         self._totals: dict[str, torch.Tensor] | None = None
         self._matches_functional_loss: bool | None = None
@@ -71,7 +74,10 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
     def _example_label(self) -> Any:
         """Return the label of one training or evaluation example, where one can be had without cost."""
         for dataset in self._datasets():
-            if hasattr(dataset, "__getitem__") and (_length(dataset) or 0) > 0:
+            streamed = isinstance(
+                dataset, torch.utils.data.IterableDataset
+            )  # some have a length, none an index
+            if not streamed and hasattr(dataset, "__getitem__") and (_length(dataset) or 0) > 0:
                 example = dataset[0]
                 if isinstance(example, dict):
                     return example.get("labels", example.get("label"))
@@ -111,8 +117,16 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
                 "teacher: expected a model of its own, received one that shares parameters with the student; freezing "
                 "the teacher would freeze the student. Make the student with student_from_teacher, or copy.deepcopy."
             )
+        if getattr(teacher, "config", None) is None:
+            raise ValueError(
+                f"teacher: expected a transformers model, whose config tells its labels, received "
+                f"{type(teacher).__name__} without a config. Set teacher.config = student.config if the classes are "
+                "the same, or give an object that answers teacher(batch) -> TeacherSignals."
+            )
         compatibility.check_heads(self._student(), teacher, self.head)
-        order = compatibility.label_order(self._student().config, teacher.config)
+        order = None
+        if not compatibility.predicts_tokens(self._student()):
+            order = compatibility.label_order(self._student().config, teacher.config)
         return OnlineTeacher(teacher, name, order, lambda: self.accelerator.autocast()).to(self.args.device)
 
     def _check_compatibility(self) -> None:
@@ -145,6 +159,11 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         """Resolve the arguments into the loss, and check that the teacher can answer for it."""
         plan = resolve_loss(self.args, self.head.kind)
         for term in plan.terms:
+            if term.objective.level != "item":
+                raise ValueError(
+                    f"objective {term.key!r}: expected the level 'item', received {term.objective.level!r}, which this "
+                    "version can't count yet."
+                )
             missing = term.objective.needs - self.teacher.provides
             if missing:
                 raise ValueError(
@@ -165,7 +184,10 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         """Return the loss of this run as plain values: the short form if it was given, and all weights."""
         short = {name: getattr(self.args, name, None) for name in ("alpha", "temperature")}
         if getattr(self.args, "objectives", None) is None:
-            short = {"alpha": 1.0 - self.plan.label_weight, "temperature": short["temperature"] or 2.0}
+            short = {
+                "alpha": DEFAULT_ALPHA if short["alpha"] is None else float(short["alpha"]),
+                "temperature": float(short["temperature"] or DEFAULT_TEMPERATURE),
+            }
         return {**short, **self.plan.describe(), "teacher": self.teacher.name}
 
     def before_checkpoint(self) -> None:
@@ -180,6 +202,8 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
             extra = set(self.columns.teacher - {"labels"})
+            if self.head.positions:
+                extra.add(SPECIAL_TOKENS)
             if self.columns.own_encoding:
                 extra = {TEACHER_PREFIX + name for name in extra}
                 extra |= set(getattr(self.data_collator, "text_columns", ()))

@@ -32,7 +32,8 @@ def agreement_sums(rows: Rows, head: Head) -> dict[str, tuple[torch.Tensor, int]
     """
     student, items = rows.student_logits, rows.student_logits.shape[0]
     if head.kind == "single_label":
-        same = student.argmax(-1) == rows.teacher.log_probs(1.0).argmax(-1)
+        scores = rows.teacher.log_probs(1.0) if rows.teacher.logits is None else rows.teacher.logits
+        same = student.argmax(-1) == scores.argmax(-1)
         return {"agreement": (same.sum(), items), "mean_kl": (ForwardKL(1.0)(rows).sum(), items)}
     teacher = rows.teacher.logits
     if teacher is None:

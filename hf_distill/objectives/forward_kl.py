@@ -12,6 +12,7 @@ from hf_distill.objectives.base import (
     Rows,
     check_temperature,
     divergence_terms,
+    kl_of_logits,
     student_log_probs,
 )
 
@@ -59,6 +60,10 @@ class ForwardKL(Objective):
 
     def __call__(self, rows: Rows) -> torch.Tensor:
         """Return one value per row."""
+        if rows.teacher.logits is not None:
+            return self.temperature**2 * kl_of_logits(
+                rows.teacher.logits, rows.student_logits, self.temperature
+            )
         log_p = rows.teacher.log_probs(self.temperature)
         log_q = student_log_probs(rows.student_logits, self.temperature)
         return self.temperature**2 * divergence_terms(log_p, log_q).sum(-1)

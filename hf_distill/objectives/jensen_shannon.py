@@ -58,7 +58,7 @@ class JensenShannon(Objective):
     def __post_init__(self) -> None:
         """Check the settings."""
         check_temperature(self.temperature, self.name)
-        if not 0.0 < self.teacher_weight < 1.0:
+        if not (isinstance(self.teacher_weight, float) and 0.0 < self.teacher_weight < 1.0):
             raise ValueError(
                 f"jensen_shannon: expected teacher_weight strictly between 0 and 1, received "
                 f"{self.teacher_weight!r}. The value tends to 0 at both ends: use forward_kl or "

@@ -35,7 +35,9 @@ def objective_classes() -> dict[str, type[Objective]]:
         classes = [
             value
             for value in vars(module).values()
-            if isinstance(value, type) and issubclass(value, Objective) and value.__module__ == module.__name__
+            if isinstance(value, type)
+            and issubclass(value, Objective)
+            and value.__module__ == module.__name__
         ]
         if len(classes) != 1 or classes[0].name != module_info.name:
             raise ImportError(

@@ -12,6 +12,7 @@ from hf_distill.objectives.base import (
     Rows,
     check_temperature,
     divergence_terms,
+    kl_of_logits,
     student_log_probs,
 )
 
@@ -58,6 +59,10 @@ class ReverseKL(Objective):
 
     def __call__(self, rows: Rows) -> torch.Tensor:
         """Return one value per row."""
+        if rows.teacher.logits is not None:
+            return self.temperature**2 * kl_of_logits(
+                rows.student_logits, rows.teacher.logits, self.temperature
+            )
         log_p = rows.teacher.log_probs(self.temperature)
         log_q = student_log_probs(rows.student_logits, self.temperature)
         return self.temperature**2 * divergence_terms(log_q, log_p).sum(-1)

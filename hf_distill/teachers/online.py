@@ -124,7 +124,8 @@ def load_teacher_model(
     Raises:
         ValueError: a folder or id that is not there, or a model whose head was never trained.
     """
-    if dtype is not None and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+    kind = getattr(torch, dtype or "float32", None)
+    if dtype != "auto" and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
         raise ValueError(
             f"teacher_dtype: expected auto, float32, bfloat16, float16 or float64, received {dtype!r}."
         )
@@ -135,7 +136,7 @@ def load_teacher_model(
         options["attn_implementation"] = attn_implementation
     try:
         model, loading = _auto_class(student).from_pretrained(str(name), output_loading_info=True, **options)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"teacher: expected the id of a Hub model or a folder with a saved model, received {str(name)!r}: "
             f"{str(error).splitlines()[0]}"

@@ -1,0 +1,152 @@
+"""Writes docs/objectives.md from the objectives' docstrings and class attributes, or checks that it is current."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, not an installed copy
+
+from hf_distill.objectives import Objective, objective_classes
+
+TARGET = Path(__file__).resolve().parent / "objectives.md"
+COMMAND = "python docs/generate_objectives.py"
+
+HEADER = f"""# Objectives
+
+<!-- Written by `{COMMAND}` from hf_distill/objectives/*.py. Edit the docstrings there, not this file. -->
+
+An objective is one way of matching a teacher. `alpha` and `temperature` choose the one that fits the head
+(`forward_kl`, `binary_kl` for multi-label heads, `regression` for regression heads); any other, or several, are named
+in the long form:
+
+```python
+DistillationTrainingArguments(
+    output_dir="out",
+    label_weight=0.5,
+    objectives=[{{"name": "forward_kl", "weight": 0.5, "temperature": 4.0}}],
+)
+```
+
+Each gives one value per row of its level, in float32 or better; the trainer takes the mean over the rows of the whole
+accumulated batch on all processes, and multiplies by the weight. Level `item` is a supervised position (an example, or
+a token with a label), `example` is an example, `token` an attended position. "Needs" is what the teacher must give.
+"""
+
+_SECTIONS = ("Formula", "Shapes", "Units", "Args", "Raises", "Source", "Example")
+
+
+def render(classes: Mapping[str, type[Objective]]) -> str:
+    """Return the whole page for some objectives by name."""
+    parts = [HEADER, table(classes), *(section(name, cls) for name, cls in sorted(classes.items()))]
+    return "\n".join(parts)
+
+
+def table(classes: Mapping[str, type[Objective]]) -> str:
+    """Return one table row per objective."""
+    rows = [
+        ("Objective", "In one sentence", "Level", "Heads", "Needs", "Settings", "Cost", "Source", "File"),
+        ("---",) * 9,
+    ]
+    for name, cls in sorted(classes.items()):
+        row = (
+            f"[`{name}`](#{name})",
+            docstring_sections(cls)[""],
+            cls.level,
+            _code(cls.heads),
+            _code(cls.needs),
+            ", ".join(f"`{key}={value}`" for key, value in settings(cls).items()) or "none",
+            cls.cost,
+            cls.paper,
+            f"[{name}.py]({_file(name)})",
+        )
+        rows.append(tuple(cell.replace("|", "\\|") for cell in row))
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def section(name: str, cls: type[Objective]) -> str:
+    """Return the short section of one objective."""
+    doc = docstring_sections(cls)
+    lines = [f"## {name}", "", doc[""], ""]
+    lines += [f"- **{title}**: {doc[title]}" for title in ("Formula", "Shapes", "Units") if title in doc]
+    explained = _arguments(doc.get("Args", ""))
+    lines += [
+        f"- **`{key}`** (default {value}): {explained.get(key, 'not described')}"
+        for key, value in settings(cls).items()
+    ]
+    lines += [f"- **Source**: {doc['Source']}"] if "Source" in doc else []
+    return "\n".join(lines) + "\n"
+
+
+def settings(cls: type[Objective]) -> dict[str, str]:
+    """Return an objective's settings with their defaults, as they are written in Python."""
+    found = {}
+    for field in fields(cls):  # type: ignore[arg-type]
+        if field.default is not MISSING:
+            found[field.name] = repr(field.default)
+        elif field.default_factory is not MISSING:
+            found[field.name] = repr(field.default_factory())
+        else:
+            found[field.name] = "required"
+    return found
+
+
+def docstring_sections(cls: type[Objective]) -> dict[str, str]:
+    """Return the docstring's parts by title, each on one line but for Args; the sentence it opens with under ''.
+
+    Raises:
+        ValueError: no docstring, or one without a formula.
+    """
+    text = inspect.cleandoc(cls.__doc__ or "").replace("``", "`")
+    pattern = re.compile(rf"^({'|'.join(_SECTIONS)}):", re.MULTILINE)
+    pieces = pattern.split(text)
+    found = {"": " ".join(pieces[0].split())}
+    for title, body in zip(pieces[1::2], pieces[2::2], strict=True):
+        found[title] = body if title in ("Args", "Example") else " ".join(body.split())
+    if not found[""] or "Formula" not in found:
+        raise ValueError(f"{cls.__name__}: expected a docstring with a first sentence and a 'Formula:' part.")
+    return found
+
+
+def _arguments(text: str) -> dict[str, str]:
+    """Return the descriptions in an Args part, by name."""
+    found = re.split(r"^    (\w+):", text, flags=re.MULTILINE)
+    return {name: " ".join(body.split()) for name, body in zip(found[1::2], found[2::2], strict=True)}
+
+
+def _code(values: frozenset[str]) -> str:
+    return ", ".join(f"`{value}`" for value in sorted(values)) or "nothing"
+
+
+def _file(name: str) -> str:
+    return f"../hf_distill/objectives/{name}.py"
+
+
+def main(arguments: list[str] | None = None, target: Path = TARGET) -> int:
+    """Write the page, or with --check return 1 if it is not what would be written."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 if the page is not current"
+    )
+    options = parser.parse_args(arguments)
+    page = render(objective_classes())
+    if not options.check:
+        target.write_text(page, encoding="utf-8")
+        print(f"wrote {target} ({len(objective_classes())} objectives)")
+        return 0
+    if target.is_file() and target.read_text(encoding="utf-8") == page:
+        print(f"{target} is current")
+        return 0
+    print(
+        f"{target} is not what the docstrings in hf_distill/objectives say. Run: {COMMAND}", file=sys.stderr
+    )
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

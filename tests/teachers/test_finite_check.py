@@ -1,0 +1,107 @@
+"""The watch over a teacher's logits: what is bad, what is fine, and what the error says."""
+
+import math
+
+import pytest
+import torch
+
+from hf_distill.teachers.finite_check import FiniteCheck
+
+CPU = torch.device("cpu")
+FINE = torch.tensor([[0.0, 1.0], [2.0, -1.0], [3.0, 0.0]])
+
+
+def state_after(*looks: tuple[torch.Tensor, int]) -> list[int]:
+    check = FiniteCheck()
+    for logits, step in looks:
+        check.see(logits, step)
+    return check.state(CPU).tolist()
+
+
+def spoilt(row: int, values: list[float]) -> torch.Tensor:
+    logits = FINE.clone()
+    logits[row] = torch.tensor(values)
+    return logits
+
+
+def test_nothing_seen_is_nothing_bad():
+    assert FiniteCheck().state(CPU).tolist() == [-1, -1]
+
+
+def test_finite_logits_are_fine():
+    assert state_after((FINE, 0), (FINE, 1)) == [-1, -1]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [math.nan, 0.0],
+        [0.0, math.nan],
+        [math.inf, 0.0],
+        [-math.inf, -math.inf],
+        [math.nan, math.inf],
+        [-math.inf, math.nan],
+        [-math.inf, math.inf],
+    ],
+)
+@pytest.mark.parametrize("row", [0, 2])
+def test_bad_rows_are_named(values, row):
+    assert state_after((spoilt(row, values), 7)) == [7, row]
+
+
+def test_classes_at_minus_infinity_are_fine():
+    assert state_after((spoilt(1, [-math.inf, 0.5]), 7)) == [-1, -1]
+
+
+def test_the_first_bad_row_of_the_first_bad_step_stays():
+    both = spoilt(1, [math.nan, 0.0])
+    both[2, 0] = math.inf
+    assert state_after((FINE, 0), (both, 1), (spoilt(0, [math.nan, 0.0]), 2), (FINE, 3)) == [1, 1]
+
+
+def test_leading_dimensions_are_flattened():
+    logits = torch.zeros(2, 3, 4)
+    logits[1, 2, 0] = math.nan
+    assert state_after((logits, 4)) == [4, 5]
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_half_types(half):
+    assert state_after((spoilt(1, [math.nan, 0.0]).to(half), 3)) == [3, 1]
+
+
+def test_no_rows_are_fine():
+    assert state_after((torch.zeros(0, 3), 1)) == [-1, -1]
+
+
+def test_looking_keeps_no_graph():
+    logits = FINE.clone().requires_grad_(True)
+    check = FiniteCheck()
+    check.see(logits * 2, 1)
+    assert not check.state(CPU).requires_grad
+
+
+def test_the_error_names_step_row_process_and_remedy():
+    with pytest.raises(FloatingPointError) as caught:
+        FiniteCheck().raise_if_bad([[-1, -1], [12, 3]])
+    message = str(caught.value)
+    assert "row 3" in message
+    assert "step 12" in message
+    assert "process 1" in message
+    assert "teacher_dtype='float32'" in message
+
+
+def test_no_error_where_no_process_saw_a_bad_row():
+    check = FiniteCheck()
+    check.see(FINE, 0)
+    check.raise_if_bad([check.state(CPU).tolist(), [-1, -1]])
+    assert check.state(CPU).tolist() == [-1, -1]
+
+
+def test_after_the_error_the_watch_starts_afresh():
+    check = FiniteCheck()
+    check.see(spoilt(0, [math.nan, 0.0]), 5)
+    with pytest.raises(FloatingPointError, match="row 0"):
+        check.raise_if_bad([check.state(CPU).tolist()])
+    check.see(FINE, 6)
+    assert check.state(CPU).tolist() == [-1, -1]
