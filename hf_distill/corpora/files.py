@@ -1,0 +1,196 @@
+"""Reading CSV, JSON lines or Parquet files into the columns `text`, `text_pair` and `label`, with checks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet
+from datasets import ClassLabel, Dataset, DatasetDict, Features
+
+# One record must fit into a block of Arrow's readers; their own 1 MB is less than a long document.
+_BLOCK_BYTES = 64 * 2**20
+
+
+class DataError(ValueError):
+    """The data can't be used; the message says what was expected, what was found and what to do."""
+
+
+def read_files(
+    files: dict[str, str | os.PathLike[str]],
+    text_column: str = "text",
+    text_pair_column: str | None = None,
+    label_column: str = "label",
+) -> DatasetDict:
+    """Read one file per split and check that a classifier can be trained on them.
+
+    Args:
+        files: split name -> path ending in .csv, .json, .jsonl or .parquet. `train` is needed; `unlabeled` is
+            a file whose labels, if any, are not read.
+        text_column: the column with the text.
+        text_pair_column: the column with a second text (premise and hypothesis, question and answer), if any.
+        label_column: the column with the labels, strings or integers.
+
+    Returns:
+        The splits with the columns of `checked_splits`.
+
+    Raises:
+        DataError: for a file that is missing, unreadable or empty, and for what `checked_splits` refuses.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> _ = (folder / "train.csv").write_text("text,label\\nlost card,card\\nsend money,transfer\\n")
+        >>> splits = read_files({"train": folder / "train.csv"})
+        >>> splits["train"].features["label"].names
+        ['card', 'transfer']
+        >>> splits["train"][1]
+        {'text': 'send money', 'label': 1}
+    """
+    text_columns = [text_column] + ([text_pair_column] if text_pair_column else [])
+    tables = {name: _read_table(Path(path), text_columns) for name, path in files.items()}
+    sources = {name: str(path) for name, path in files.items()}
+    return checked_splits(tables, sources, text_column, text_pair_column, label_column)
+
+
+def checked_splits(
+    splits: dict[str, Dataset],
+    sources: dict[str, str],
+    text_column: str = "text",
+    text_pair_column: str | None = None,
+    label_column: str = "label",
+) -> DatasetDict:
+    """Bring splits of any origin to the columns `text`, `text_pair` (if asked for) and `label`; check them.
+
+    Labels are numbered by the sorted order of those in `train` (integers by value, strings by letters),
+    unless they are a ClassLabel, whose numbers and names are kept. The split `unlabeled` gets no label
+    column.
+
+    Args:
+        splits: split name -> rows; `train` is needed.
+        sources: split name -> what to call it in an error (a path).
+        text_column, text_pair_column, label_column: the names of the columns in `splits`.
+
+    Raises:
+        DataError: for a missing column, no rows, a row without text or label, labels that are neither strings
+            nor integers, a single class, or a label outside `train` that `train` does not have.
+    """
+    names: dict[str, str] = {"text": text_column}
+    if text_pair_column:
+        names["text_pair"] = text_pair_column
+    checked: dict[str, Dataset] = {}
+    for split, rows in splits.items():
+        wanted = dict(names) if split == "unlabeled" else {**names, "label": label_column}
+        checked[split] = _select_columns(rows, sources[split], wanted)
+    feature = _class_label(checked["train"], sources["train"])
+    for split in [split for split in checked if split != "unlabeled"]:
+        checked[split] = _number_labels(checked[split], sources[split], feature)
+    return DatasetDict(checked)
+
+
+def _read_table(path: Path, text_columns: list[str]) -> Dataset:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file.")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty.")
+    kind = path.suffix.lower()
+    try:
+        if kind == ".csv":
+            table = pyarrow.csv.read_csv(
+                path,
+                read_options=pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES),
+                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+                # A text such as "42" or "2024-01-01" is a text, not a number or a date.
+                convert_options=pyarrow.csv.ConvertOptions(
+                    column_types={column: pyarrow.string() for column in text_columns}
+                ),
+            )
+        elif kind in (".json", ".jsonl"):
+            table = pyarrow.json.read_json(
+                path, read_options=pyarrow.json.ReadOptions(block_size=_BLOCK_BYTES)
+            )
+        elif kind == ".parquet":
+            table = pyarrow.parquet.read_table(path)
+        else:
+            raise DataError(f"{path}: expected a file ending in .csv, .json, .jsonl or .parquet.")
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        expected = {".csv": "CSV in UTF-8", ".parquet": "Parquet"}.get(
+            kind, "JSON lines (one object on each line)"
+        )
+        detail = " ".join(str(error).split())[:160]
+        raise DataError(f"{path}: can't be read as {expected}: {detail}") from error
+    return Dataset(table)
+
+
+def _select_columns(rows: Dataset, source: str, wanted: dict[str, str]) -> Dataset:
+    """Keep the wanted columns under our own names, and refuse missing columns and rows without a value."""
+    missing = {name: column for name, column in wanted.items() if column not in rows.column_names}
+    if missing:
+        flags = ", ".join(f"--{name}_column" for name in missing)
+        raise DataError(
+            f"{source}: expected a column {next(iter(missing.values()))!r}; "
+            f"it has {', '.join(map(repr, rows.column_names))}. Name the right one with {flags}."
+        )
+    if len(rows) == 0:
+        raise DataError(f"{source}: expected at least one row; it has none.")
+    table = rows.select_columns(list(set(wanted.values()))).with_format("arrow")[:]
+    columns: dict[str, pyarrow.ChunkedArray] = {}
+    for name, column in wanted.items():
+        values = table[column]
+        if name != "label":
+            if not (pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type)):
+                raise DataError(f"{source}: expected texts in the column {column!r}; received {values.type}.")
+            values = values.cast(pyarrow.string())
+        _refuse_empty(values, source, name, column)
+        columns[name] = values
+    selected = Dataset(pyarrow.table(columns))
+    label = rows.features[wanted["label"]] if "label" in wanted else None
+    return selected.cast_column("label", label) if isinstance(label, ClassLabel) else selected
+
+
+def _refuse_empty(values: pyarrow.ChunkedArray, source: str, name: str, column: str) -> None:
+    for number, value in enumerate(values.to_pylist(), start=1):
+        if value is None or (isinstance(value, str) and not value.strip()):
+            remedy = (
+                "Texts without labels go into --unlabeled_file." if name == "label" else "Remove the row."
+            )
+            raise DataError(f"{source}: row {number} has nothing in the column {column!r}. {remedy}")
+
+
+def _class_label(train: Dataset, source: str) -> ClassLabel:
+    feature = train.features["label"]
+    found = set(train["label"])
+    if isinstance(feature, ClassLabel):
+        if len(found - {-1}) < 2:
+            raise DataError(f"{source}: expected at least two classes; every row has the same label.")
+        return feature
+    values: set[Any] = found
+    if not all(isinstance(value, (str, int)) for value in values):
+        raise DataError(f"{source}: expected labels that are strings or integers; received {feature.dtype}.")
+    if len(values) < 2:
+        raise DataError(
+            f"{source}: expected at least two classes; every row has the label {next(iter(values))!r}."
+        )
+    return ClassLabel(names=[str(value) for value in sorted(values)])
+
+
+def _number_labels(rows: Dataset, source: str, feature: ClassLabel) -> Dataset:
+    if isinstance(rows.features["label"], ClassLabel):
+        return rows
+    numbers = {name: number for number, name in enumerate(feature.names)}
+    labels = [str(value) for value in rows["label"]]
+    unknown = sorted(set(labels) - set(numbers))
+    if unknown:
+        shown = ", ".join(map(repr, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
+        raise DataError(
+            f"{source}: {len(unknown)} label(s) that the training file never has: {shown}. "
+            "Add examples of them to the training file, or remove the rows."
+        )
+    columns = {name: rows[name][:] for name in rows.column_names} | {
+        "label": [numbers[label] for label in labels]
+    }
+    return Dataset.from_dict(columns, features=Features({**rows.features, "label": feature}))

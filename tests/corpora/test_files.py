@@ -1,0 +1,107 @@
+"""Reading the user's files: each kind, each label type, and each refusal in one or two lines."""
+
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from hf_distill.corpora import DataError, read_files
+from hf_distill.corpora.files import checked_splits
+
+CSV = 'text,label\n"where, then,\nis my card?",card\n42,transfer\nnull,NA\n'
+
+
+def write(folder, name, content):
+    path = folder / name
+    path.write_text(content)
+    return path
+
+
+def test_csv_keeps_texts_as_they_are(tmp_path):
+    train = read_files({"train": write(tmp_path, "train.csv", CSV)})["train"]
+    assert train["text"][:] == ["where, then,\nis my card?", "42", "null"]
+    assert train.features["label"].names == ["NA", "card", "transfer"]
+    assert train["label"][:] == [1, 2, 0]
+
+
+def test_json_lines_and_parquet_give_the_same(tmp_path):
+    rows = [{"question": "a b", "answer": "c", "kind": 10}, {"question": "d", "answer": "e", "kind": 9}]
+    lines = write(tmp_path, "train.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    parquet = tmp_path / "train.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), parquet)
+    columns = {"text_column": "question", "text_pair_column": "answer", "label_column": "kind"}
+    for path in (lines, parquet):
+        train = read_files({"train": path}, **columns)["train"]
+        assert train.column_names == ["text", "text_pair", "label"]
+        assert train.features["label"].names == ["9", "10"]
+        assert train["label"][:] == [1, 0]
+
+
+def test_unlabeled_file_needs_no_label_and_validation_is_numbered_as_training(tmp_path):
+    splits = read_files(
+        {
+            "train": write(tmp_path, "train.csv", "text,label\nx,b\ny,a\nz,c\n"),
+            "validation": write(tmp_path, "validation.csv", "text,label\nx,c\n"),
+            "unlabeled": write(tmp_path, "unlabeled.csv", "text\nwho knows\n"),
+        }
+    )
+    assert splits["validation"]["label"][:] == [2]
+    assert splits["unlabeled"].column_names == ["text"]
+
+
+def test_class_label_is_kept():
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
+    rows = Dataset.from_dict({"text": ["x", "y"], "label": [1, 0]}, features=features)
+    train = checked_splits({"train": rows}, {"train": "hub"})["train"]
+    assert train.features["label"].names == ["neg", "pos"]
+    assert train["label"][:] == [1, 0]
+
+
+REFUSED = {
+    "no such file": (None, "no such file"),
+    "empty file": ("", "the file is empty"),
+    "header only": ("text,label\n", "expected at least one row"),
+    "missing column": (
+        "sentence,label\nx,a\n",
+        r"expected a column 'text'; it has 'sentence', 'label'.*--text_column",
+    ),
+    "one class": ("text,label\nx,a\ny,a\n", "at least two classes; every row has the label 'a'"),
+    "no label": ("text,label\nx,a\ny,\n", "row 2 has nothing in the column 'label'.*--unlabeled_file"),
+    "no text": ("text,label\nx,a\n,b\n", "row 2 has nothing in the column 'text'"),
+    "real numbers": ("text,label\nx,0.5\ny,0.7\n", "strings or integers; received"),
+    "ragged": ("text,label\nx,a,b,c\n", "can't be read as CSV"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_in_one_or_two_lines(case, tmp_path):
+    content, message = REFUSED[case]
+    path = tmp_path / "train.csv" if content is None else write(tmp_path, "train.csv", content)
+    with pytest.raises(DataError, match=message) as error:
+        read_files({"train": path})
+    assert len(str(error.value)) < 350
+    assert "\n" not in str(error.value)
+    assert "train.csv" in str(error.value)
+
+
+def test_label_that_training_never_had(tmp_path):
+    train = write(tmp_path, "train.csv", "text,label\nx,a\ny,b\n")
+    validation = write(tmp_path, "validation.csv", "text,label\nx,a\ny,c\n")
+    with pytest.raises(DataError, match=r"validation.csv: 1 label\(s\) .* never has: 'c'"):
+        read_files({"train": train, "validation": validation})
+
+
+@pytest.mark.parametrize("name", ["train.json", "train.parquet", "train.txt"])
+def test_unreadable(name, tmp_path):
+    with pytest.raises(DataError, match=r"can't be read as|expected a file ending in"):
+        read_files({"train": write(tmp_path, name, "neither one nor the other")})
+
+
+def test_wrong_encoding(tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_bytes("text,label\ncafé,a\nthé,b\n".encode("latin-1"))
+    with pytest.raises(DataError, match="UTF-8"):
+        read_files({"train": path})

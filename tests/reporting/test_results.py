@@ -1,0 +1,100 @@
+"""The results of a run: numbers, table, file, and the interval of the paired bootstrap."""
+
+import json
+
+import numpy as np
+import pytest
+
+from hf_distill.evaluation import ModelCost
+from hf_distill.reporting.results import (
+    ModelResults,
+    paired_bootstrap,
+    results_table,
+    summarise,
+    write_results,
+)
+
+COST = ModelCost(parameters=1000, size_on_disk_bytes=4_000_000, latency_ms=2.0)
+METRICS = {"accuracy": 0.8, "macro_f1": 0.7, "matthews": 0.6, "calibration_error": 0.05}
+
+
+def example_models():
+    better = [METRICS | {"accuracy": value} for value in (0.78, 0.80, 0.82)]
+    worse = [METRICS | {"accuracy": value} for value in (0.70, 0.74, 0.78)]
+    return {
+        "teacher": ModelResults([METRICS], COST),
+        "student_alone": ModelResults(worse, COST, [0.7, 0.7, 0.7]),
+        "student_distilled": ModelResults(better, COST, [0.9, 0.8, 0.7]),
+    }
+
+
+def test_bootstrap_mean_and_bounds():
+    generator = np.random.default_rng(0)
+    distilled, alone = generator.random((5, 400)) < 0.7, generator.random((5, 400)) < 0.6
+    result = paired_bootstrap(distilled, alone, resamples=500)
+    assert result.mean == pytest.approx(distilled.mean() - alone.mean())
+    assert result.low < result.mean < result.high
+    assert result == paired_bootstrap(distilled, alone, resamples=500)
+
+
+def test_bootstrap_of_one_seed_has_the_textbook_width():
+    """Over texts alone the interval is that of a mean: 1.96 standard errors to each side."""
+    generator = np.random.default_rng(1)
+    distilled, alone = generator.random((1, 2000)) < 0.7, generator.random((1, 2000)) < 0.6
+    result = paired_bootstrap(distilled, alone, resamples=4000)
+    error = (distilled.astype(float) - alone).std() / np.sqrt(2000)
+    assert result.high - result.mean == pytest.approx(1.96 * error, rel=0.06)
+    assert result.mean - result.low == pytest.approx(1.96 * error, rel=0.06)
+
+
+def test_bootstrap_covers_seeds_as_well():
+    """Two seeds that disagree on every text: texts alone would say that the difference is certain."""
+    distilled = np.array([[1] * 50, [0] * 50])
+    alone = np.array([[0] * 50, [1] * 50])
+    assert paired_bootstrap(distilled, alone, resamples=500) == (0.0, -1.0, 1.0)
+
+
+def test_bootstrap_is_paired():
+    """What both get right or wrong alike is no cause of chance, however the accuracy varies with the seed."""
+    alone = np.random.default_rng(2).random((3, 100)) < np.array([[0.2], [0.5], [0.9]])
+    assert paired_bootstrap(alone, alone, resamples=200) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("shapes", [((2, 3), (2, 4)), ((0, 3), (0, 3)), ((2, 0), (2, 0))])
+def test_bootstrap_refuses(shapes):
+    with pytest.raises(ValueError, match="one shape"):
+        paired_bootstrap(np.ones(shapes[0]), np.ones(shapes[1]))
+
+
+def test_summary_by_hand():
+    summary = summarise(example_models(), {"seeds": [0, 1, 2], "test_texts": 50})
+    assert summary["student_distilled"]["accuracy"] == pytest.approx(0.80)
+    assert summary["student_distilled"]["accuracy_std"] == pytest.approx(0.02)
+    assert summary["student_alone"]["retention"] == pytest.approx(0.74 / 0.8)
+    assert summary["retention"] == pytest.approx(1.0)
+    assert summary["agreement"] == pytest.approx(0.8)
+    assert "accuracy_std" not in summary["teacher"]
+    for name in ("teacher", "student_alone", "student_distilled"):
+        assert {"accuracy", "parameters", "latency_ms"} <= set(summary[name])
+
+
+def test_table_with_and_without_a_baseline():
+    models = example_models()
+    difference = paired_bootstrap([[1, 1], [1, 0]], [[1, 0], [1, 0]], resamples=100)
+    settings = {"seeds": [0, 1, 2], "test_texts": 5000}
+    table = results_table(summarise(models, settings, difference))
+    assert "| 80.0 ± 2.0 % |" in table
+    assert "5,000 texts" in table
+    assert "+25.00 points" in table
+    assert len({len(line) for line in table.splitlines() if line.startswith("|")}) == 1
+    del models["student_alone"]
+    table = results_table(summarise(models, settings))
+    assert "alone" not in table
+
+
+def test_file_holds_the_named_keys(tmp_path):
+    path = write_results(summarise(example_models(), {"seeds": [0], "test_texts": 5}), tmp_path)
+    assert path == tmp_path / "distillation_results.json"
+    expected = {"teacher", "student_alone", "student_distilled", "retention", "agreement", "settings"}
+    assert expected <= set(json.loads(path.read_text()))
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
