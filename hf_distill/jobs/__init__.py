@@ -1,0 +1,1 @@
+"""What the recipes share: their command line, their text, their teachers, and the comparison at the end."""

@@ -1,0 +1,210 @@
+"""Trains a student alone and distilled, seed by seed, and compares both with the teacher."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+from datasets import DatasetDict
+from transformers import DataCollatorWithPadding, EvalPrediction, set_seed
+
+from hf_distill.evaluation.cost import measure_cost
+from hf_distill.evaluation.metrics import classification_metrics
+from hf_distill.jobs.text_data import TextDataArguments, encode, with_unlabelled
+from hf_distill.jobs.text_models import TextModelArguments, make_student
+from hf_distill.reporting.results import (
+    ModelResults,
+    paired_bootstrap,
+    results_table,
+    summarise,
+    write_results,
+)
+from hf_distill.trainer import DistillationTrainer
+from hf_distill.whole_checkpoints import last_whole_checkpoint
+
+
+@dataclass
+class TextComparison:
+    """One task with its teacher, on which students are trained and compared.
+
+    Args:
+        splits: from :func:`hf_distill.jobs.text_data.load_texts`.
+        teacher: the teacher's model.
+        teacher_folder: where it came from.
+        tokenizer: the student's tokenizer.
+        teacher_tokenizer: the teacher's own, where it differs.
+        data, models: the recipe's arguments.
+        args: distillation arguments; folders and seeds are set for each run.
+        say: tells the user what is being done.
+    """
+
+    splits: DatasetDict
+    teacher: Any
+    teacher_folder: str
+    tokenizer: Any
+    teacher_tokenizer: Any
+    data: TextDataArguments
+    models: TextModelArguments
+    args: Any
+    say: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        """Encode the splits once for all runs."""
+        keep = self.teacher_tokenizer is not None
+        wanted = ["train", self.data.report_on, *(["unlabeled"] if "unlabeled" in self.splits else [])]
+        self.encoded = {
+            name: encode(self.splits[name], self.tokenizer, self.data.max_seq_length, keep) for name in wanted
+        }
+
+    def run(self, seeds: list[int], baseline: bool) -> dict[str, Any]:
+        """Train every seed, print the table, write the results, and return them."""
+        predictions: dict[str, list[numpy.ndarray]] = {"alone": [], "distilled": []}
+        firsts: dict[str, Any] = {}
+        for seed in seeds:
+            for kind in ("alone", "distilled") if baseline else ("distilled",):
+                trainer = self._trainer(seed, kind, publish=kind == "distilled" and seed == seeds[0])
+                self._train(trainer, seed, kind)
+                predictions[kind].append(self._predict(trainer))
+                firsts.setdefault(kind, trainer)
+        return self._report(predictions, firsts, seeds)
+
+    # ---- one run ----------------------------------------------------------------------
+
+    def _arguments(self, seed: int, kind: str, publish: bool) -> Any:
+        args = copy.deepcopy(self.args)
+        args.seed = seed
+        args.output_dir = str(Path(self.args.output_dir) / f"seed_{seed}" / kind)
+        args.push_to_hub = self.args.push_to_hub and publish
+        if kind == "alone":
+            args.alpha, args.temperature, args.objectives, args.label_weight = 0.0, None, None, None
+        return args
+
+    def _trainer(self, seed: int, kind: str, publish: bool) -> DistillationTrainer:
+        args = self._arguments(seed, kind, publish)
+        set_seed(seed)  # both students of a seed start from the same weights
+        student = make_student(
+            self.models, self.teacher, self.splits, self.tokenizer, self.data.max_seq_length
+        )
+        train = self.encoded["train"]
+        if "unlabeled" in self.encoded:
+            rows = len(train) + len(self.encoded["unlabeled"])
+            if kind == "distilled":
+                train = with_unlabelled(train, self.encoded["unlabeled"])
+            elif args.max_steps <= 0:  # the same number of steps, on the texts that it can learn from
+                args.num_train_epochs *= rows / len(train)
+        return DistillationTrainer(
+            student,
+            self.teacher,
+            args,
+            data_collator=DataCollatorWithPadding(self.tokenizer),
+            train_dataset=train,
+            eval_dataset=self.encoded[self.data.report_on],
+            processing_class=self.tokenizer,
+            compute_metrics=classification_metrics(),
+            teacher_processing_class=self.teacher_tokenizer,
+        )
+
+    def _train(self, trainer: DistillationTrainer, seed: int, kind: str) -> None:
+        args = trainer.args
+        self.say(f"Student {kind}, seed {seed}: training into {args.output_dir} ...")
+        asked = args.resume_from_checkpoint
+        resume = last_whole_checkpoint(str(args.output_dir)) if asked else None
+        if resume:
+            self.say(f"Student {kind}, seed {seed}: going on from {resume}")
+        trainer.train(resume_from_checkpoint=resume)
+        metrics = trainer.evaluate()
+        shown = {
+            name: metrics[f"eval_{name}"]
+            for name in ("accuracy", "agreement", "teacher_accuracy", "retention_accuracy")
+            if f"eval_{name}" in metrics
+        }
+        self.say(
+            f"Student {kind}, seed {seed}: " + ", ".join(f"{k} {100 * v:.2f} %" for k, v in shown.items())
+        )
+        trainer.save_model()
+
+    def _predict(self, trainer: DistillationTrainer) -> numpy.ndarray:
+        return numpy.asarray(trainer.predict(self.encoded[self.data.report_on]).predictions)
+
+    def _cost(self, model: Any, folder: Any) -> Any:
+        lengths = sorted(len(ids) for ids in self.encoded[self.data.report_on]["input_ids"])
+        middle = [lengths[int(len(lengths) * share)] for share in (0.1, 0.3, 0.5, 0.7, 0.9)]
+        return measure_cost(model, folder, middle)
+
+    # ---- the end -----------------------------------------------------------------------
+
+    def _teacher_logits(self, trainer: DistillationTrainer) -> numpy.ndarray:
+        """Run the teacher over the texts reported on, as the trainer does, and return its logits."""
+        logits = []
+        for batch in trainer.get_eval_dataloader():
+            batch = trainer._prepare_inputs(batch)
+            signals: Any = trainer.teacher_signals(batch)
+            logits.append(trainer.accelerator.gather_for_metrics(signals.logits).float().cpu().numpy())
+        return numpy.concatenate(logits)
+
+    def _report(
+        self,
+        predictions: dict[str, list[numpy.ndarray]],
+        costs: dict[str, Any],
+        seeds: list[int],
+        trainer: Any,
+    ) -> dict[str, Any]:
+        labels = numpy.asarray(self.encoded[self.data.report_on]["labels"])
+        teacher = self._teacher_logits(trainer)
+        measure = classification_metrics()
+
+        def results(logits: list[numpy.ndarray], cost: Any, agreement: bool = True) -> ModelResults:
+            same = [float((one.argmax(-1) == teacher.argmax(-1)).mean()) for one in logits]
+            return ModelResults(
+                [measure(EvalPrediction(one, labels)) for one in logits], cost, same if agreement else ()
+            )
+
+        # Measured one after another at the end, so that all three see the same machine.
+        costs = {kind: self._cost(first.model, first.args.output_dir) for kind, first in firsts.items()}
+        rows = {"teacher": results([teacher], self._teacher_cost(), agreement=False)}
+        difference = None
+        if predictions["alone"]:
+            rows["student_alone"] = results(predictions["alone"], costs["alone"])
+            right = {kind: [one.argmax(-1) == labels for one in predictions[kind]] for kind in predictions}
+            difference = paired_bootstrap(right["distilled"], right["alone"])
+        rows["student_distilled"] = results(predictions["distilled"], costs["distilled"])
+        summary = summarise(rows, self._settings(seeds, trainer), difference)
+        if trainer.is_world_process_zero():
+            path = write_results(summary, self.args.output_dir)
+            write_results(summary, trainer.args.output_dir)
+            self.say("\n" + results_table(summary))
+            self.say(f"Results: {path}")
+            self.say(
+                f"Student: {trainer.args.output_dir} (AutoModelForSequenceClassification.from_pretrained)"
+            )
+        if self.args.push_to_hub:
+            trainer.push_to_hub()
+        return summary
+
+    def _teacher_cost(self) -> Any:
+        """Measure the teacher; one that is not in a folder is saved for it."""
+        folder = Path(self.teacher_folder)
+        if not folder.is_dir():
+            folder = Path(self.args.output_dir) / "_teacher-copy"
+            self.teacher.save_pretrained(str(folder))
+        return self._cost(self.teacher, folder)
+
+    def _settings(self, seeds: list[int], trainer: Any) -> dict[str, Any]:
+        return {
+            **trainer.distillation_settings(),
+            "seeds": seeds,
+            "reported_on": self.data.report_on,
+            "test_texts": len(self.encoded[self.data.report_on]),
+            "train_texts": len(self.encoded["train"]),
+            "mean_tokens": round(statistics.fmean(map(len, self.encoded["train"]["input_ids"])), 1),
+            "processes": trainer.args.world_size,
+            "num_train_epochs": trainer.args.num_train_epochs,
+            "learning_rate": trainer.args.learning_rate,
+            "per_device_train_batch_size": trainer.args.per_device_train_batch_size,
+            "bf16": trainer.args.bf16,
+        }

@@ -1,0 +1,144 @@
+"""Distil a BERT classifier: the teacher, the student alone and the student distilled, in one table.
+
+    accelerate launch recipes/distill_bert.py                      # built-in text, nothing to download
+    accelerate launch recipes/distill_bert.py --train_file train.csv --validation_file test.csv
+    accelerate launch recipes/distill_bert.py settings.yaml --alpha 0.7
+
+Without a teacher's name one is trained on the same texts and kept for the next run.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+from accelerate import PartialState
+from transformers import AutoModelForSequenceClassification
+from transformers.utils import logging
+
+from hf_distill import DistillationTrainingArguments
+from hf_distill.jobs.command_line import (
+    bf16_is_fast,
+    fail,
+    has_accelerator,
+    parse,
+    short_errors,
+    use_all_cores,
+)
+from hf_distill.jobs.comparison import TextComparison
+from hf_distill.jobs.text_data import TextDataArguments, load_texts
+from hf_distill.jobs.text_models import TextModelArguments, first_on_main, kept_teacher, tokenizers_of
+from hf_distill.launch import check_launch
+from hf_distill.loss_plan import resolve_loss
+from hf_distill.support import check_supported
+
+
+@dataclass
+class RecipeArguments:
+    """What to run."""
+
+    baseline: bool = field(
+        default=True, metadata={"help": "Train the student alone as well, under the same budget"}
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [0], metadata={"help": "Repeat with these seeds, e.g. --seeds 0 1 2"}
+    )
+    quick: bool = field(
+        default=False, metadata={"help": "The whole path in about a minute, whose numbers mean nothing"}
+    )
+
+
+@dataclass
+class TrainingSettings(DistillationTrainingArguments):
+    """TrainingArguments with defaults for a small model from random weights."""
+
+    output_dir: str | None = field(default="runs/distill_bert", metadata={"help": "Where everything is put"})
+    num_train_epochs: float = field(default=8.0, metadata={"help": "Epochs of the student. Default: 8"})
+    learning_rate: float = field(
+        default=5e-4, metadata={"help": "Default: 5e-4; 5e-5 for a student with pretrained weights"}
+    )
+    alpha: float | None = field(
+        default=None, metadata={"help": "Weight of the teacher's term in [0, 1]. Default: 1 with T = 3 here"}
+    )
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Texts per step and process"})
+    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Texts per evaluation step"})
+    warmup_steps: float = field(default=0.06, metadata={"help": "Steps, or share of all steps if below 1"})
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay"})
+    train_sampling_strategy: str = field(
+        default="group_by_length",
+        metadata={"help": "group_by_length pads least; random, sequential"},
+    )
+    bf16: bool = field(
+        default=bf16_is_fast(), metadata={"help": "bfloat16. Default: where this machine is fast at it"}
+    )
+    use_cpu: bool = field(
+        default=not has_accelerator(),
+        metadata={"help": "Run on the CPU. Default: where there is nothing else"},
+    )
+    save_strategy: str = field(
+        default="epoch", metadata={"help": "When to write a checkpoint to resume from"}
+    )
+    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep"})
+    logging_strategy: str = field(default="epoch", metadata={"help": "When to log"})
+    report_to: str = field(default="none", metadata={"help": "Trackers: tensorboard, wandb, ... or all"})
+
+
+def set_defaults(
+    models: TextModelArguments, data: TextDataArguments, recipe: RecipeArguments, args: Any
+) -> None:
+    """Fill in what depends on other flags."""
+    if recipe.quick:
+        data.max_train_samples, data.max_eval_samples = data.max_train_samples or 600, 600
+        models.teacher_layers, models.teacher_width, models.teacher_epochs = 2, 64, 1.0
+        models.student_layers, models.student_width, args.num_train_epochs = 1, 64, 1.0
+    pretrained = models.student_model_name_or_path or models.student_num_hidden_layers
+    if pretrained and args.learning_rate == TrainingSettings.learning_rate:
+        args.learning_rate = 5e-5
+    if args.alpha is None and args.temperature is None and args.objectives is None:
+        args.alpha, args.temperature = 1.0, 3.0  # tuned on the validation split of the built-in text
+
+
+def main() -> None:
+    """Run the job."""
+    kinds = [TextDataArguments, TextModelArguments, RecipeArguments, TrainingSettings]
+    data, models, recipe, args = parse(kinds, sys.argv[1:])
+    logging.set_verbosity_warning()
+    with short_errors():
+        check_launch(args)  # joins the process group as the arguments say
+    state = PartialState()
+
+    def say(line: str) -> None:
+        if state.is_main_process:
+            print(line, flush=True)
+
+    with short_errors():
+        set_defaults(models, data, recipe, args)
+        check_supported(args)
+        resolve_loss(args, "single_label")
+        if models.student_num_hidden_layers and models.student_model_name_or_path:
+            fail(
+                "expected --student_num_hidden_layers or --student_model_name_or_path, received both. Drop one."
+            )
+        if args.push_to_hub and args.hub_model_id is None:
+            fail("--push_to_hub: expected --hub_model_id user/name, received none. Name the repository.")
+        use_all_cores()
+        with first_on_main(state):
+            splits = load_texts(data)
+    sizes = ", ".join(f"{name} {len(rows):,}" for name, rows in splits.items())
+    say(f"Texts: {sizes}; {splits['train'].features['label'].num_classes} classes")
+
+    folder = models.teacher_model_name_or_path
+    if folder is None:
+        folder = str(kept_teacher(models, splits, args, data.max_seq_length, say))
+    with short_errors():
+        teacher = AutoModelForSequenceClassification.from_pretrained(folder)
+        tokenizer, teacher_tokenizer = tokenizers_of(models, folder)
+    job = TextComparison(splits, teacher, folder, tokenizer, teacher_tokenizer, data, models, args, say)
+    job.run(recipe.seeds, recipe.baseline)
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
