@@ -148,12 +148,9 @@ class TextComparison:
         return numpy.concatenate(logits)
 
     def _report(
-        self,
-        predictions: dict[str, list[numpy.ndarray]],
-        costs: dict[str, Any],
-        seeds: list[int],
-        trainer: Any,
+        self, predictions: dict[str, list[numpy.ndarray]], firsts: dict[str, Any], seeds: list[int]
     ) -> dict[str, Any]:
+        trainer = firsts["distilled"]
         labels = numpy.asarray(self.encoded[self.data.report_on]["labels"])
         teacher = self._teacher_logits(trainer)
         measure = classification_metrics()
