@@ -69,6 +69,7 @@ class EvaluationMixin(DistillationLossMixin):
             extra = self._summed_metrics()
             if wanted and task:
                 extra.update(self._against_teacher(task, output.label_ids, known))
+            metrics.pop(f"{metric_key_prefix}_loss", None)  # a mean of batch means, of zeros without labels
             metrics.update({f"{metric_key_prefix}_{name}": value for name, value in extra.items()})
         finally:
             self._pass = None
@@ -99,7 +100,9 @@ class EvaluationMixin(DistillationLossMixin):
             parts, outputs = self._label_part(model, batch)
             signals = self.teacher_signals(batch)
             parts.update(self._teacher_parts(outputs, signals, batch))
+        # Never None: Trainer gathers the losses, and a process whose batch only fills up has no part.
         loss = self.weighted_sum(parts)
+        loss = torch.zeros((), device=self.args.device) if loss is None else loss
         if prediction_loss_only:
             return loss, None, None
         logits = logits_of(outputs, "student").detach()

@@ -15,6 +15,7 @@ from typing import Any
 from accelerate import PartialState
 from datasets import DatasetDict
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from torch.nn.functional import cross_entropy
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -147,6 +148,20 @@ def kept_teacher(
     return folder
 
 
+def summed_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    """Return the cross-entropy divided by the count that plain Trainer believes every model divides by.
+
+    With BERT's own mean the teacher's gradient would be too large by the number of processes.
+
+    Example:
+        >>> import torch
+        >>> summed_loss({"logits": torch.zeros(2, 4)}, torch.tensor([0, 1]), 2)
+        tensor(1.3863)
+    """
+    total = cross_entropy(outputs["logits"].float(), labels, reduction="sum")
+    return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
+
+
 def _train_teacher(
     settings: TextModelArguments, splits: DatasetDict, args: TrainingArguments, length: int, folder: Path
 ) -> None:
@@ -186,6 +201,7 @@ def _train_teacher(
         train_dataset=train,
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
+        compute_loss_func=summed_loss,
     )
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(str(unfinished / "checkpoints")))
     trainer.save_model(str(unfinished))

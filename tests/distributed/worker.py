@@ -50,7 +50,9 @@ def run(folder: Path, case: str, batch_size: int, accumulation: int) -> None:
         compute_loss_func=loss,
         compute_metrics=share,
     )
+    unlabelled_few = [{k: v for k, v in e.items() if k != "labels"} for e in examples(2, head, seed=7)]
     evaluation = trainer.evaluate()
+    evaluation |= trainer.evaluate(unlabelled_few, metric_key_prefix="eval_few")
     gradient = gradient_of(trainer)
     if trainer.is_world_process_zero():
         logs = next(entry for entry in trainer.state.log_history if "loss" in entry)

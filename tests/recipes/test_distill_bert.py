@@ -1,0 +1,178 @@
+"""The recipe as a user runs it: through accelerate launch, on files, with YAML, with mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "distill_bert.py"
+WORDS = {
+    "cat": "meow purr paw whisker".split(),
+    "dog": "bark fetch paw leash".split(),
+    "hen": "egg cluck coop".split(),
+}
+SIZES = {
+    "teacher_dropout": 0.0,
+    "teacher_layers": 1, "teacher_width": 32, "teacher_epochs": 15, "student_layers": 1, "student_width": 16,
+    "num_train_epochs": 2, "vocabulary_size": 100, "per_device_train_batch_size": 8, "disable_tqdm": True,
+    "bf16": False, "max_seq_length": 16, "teacher_learning_rate": 3e-3, "learning_rate": 3e-3,
+}  # fmt: skip
+
+
+def rows(count: int, seed: int) -> list[tuple[str, str]]:
+    """Return texts whose words mostly tell their label."""
+    draw = random.Random(seed)
+    labels = draw.choices(list(WORDS), k=count)
+    return [(" ".join(draw.choices([*WORDS[label], "the", "a"], k=5)), label) for label in labels]
+
+
+def write_csv(path: Path, table: list[tuple[str, str]], header: str = "text,label") -> Path:
+    path.write_text("\n".join([header, *(",".join(row) for row in table)]) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """Write a training, a validation and an unlabelled file."""
+    train = write_csv(tmp_path / "train.csv", rows(80, 0))
+    validation = write_csv(tmp_path / "validation.csv", rows(30, 1))
+    unlabelled = write_csv(tmp_path / "more.csv", [(text,) for text, _ in rows(40, 2)], "text")  # type: ignore[misc]
+    return {"train_file": str(train), "validation_file": str(validation), "unlabeled_file": str(unlabelled)}
+
+
+def flags(settings: dict[str, Any]) -> list[str]:
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def launch(
+    settings: list[str], tmp_path: Path, launcher: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run the recipe through accelerate launch."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launcher, str(RECIPE), *settings]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(RECIPE.parents[1])}
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment, timeout=300
+    )
+
+
+def test_own_files_seeds_and_yaml(tmp_path: Path, files: dict[str, str]) -> None:
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(
+        json.dumps({**SIZES, **files, "alpha": 0.9, "temperature": 2, "output_dir": "from_yaml"})
+    )
+    done = launch([str(settings), "--output_dir", "out", "--alpha", "0.5", "--seeds", "0", "1"], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((tmp_path / "out" / "distillation_results.json").read_text())
+    for name in ("teacher", "student_alone", "student_distilled"):
+        assert {"accuracy", "parameters", "latency_ms", "macro_f1", "matthews", "calibration_error"} <= set(
+            results[name]
+        )
+    assert results["settings"]["alpha"] == 0.5, "a flag overrides the file"
+    assert results["settings"]["temperature"] == 2.0
+    assert results["settings"]["seeds"] == [0, 1]
+    assert results["teacher"]["accuracy"] > 0.5
+    assert 0 <= results["agreement"] <= 1
+    assert results["retention"] == pytest.approx(
+        results["student_distilled"]["accuracy"] / results["teacher"]["accuracy"]
+    )
+    assert "student distilled" in done.stdout
+    assert not (tmp_path / "from_yaml").exists()
+
+    # Again: the teacher is kept, and what is finished goes on from its last checkpoint to the same end.
+    again = launch(
+        [str(settings), "--output_dir", "out", "--alpha", "0.5", "--resume_from_checkpoint", "True"], tmp_path
+    )
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "kept from an earlier run" in again.stdout
+    assert "going on from" in again.stdout
+
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = tmp_path / "out" / "seed_0" / "distilled"
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    logits = model(**tokenizer("meow purr whisker", return_tensors="pt")).logits
+    assert model.config.id2label[int(logits.argmax())] in WORDS
+
+
+def test_two_processes(tmp_path: Path, files: dict[str, str]) -> None:
+    settings = flags({**SIZES, **files, "output_dir": "out", "baseline": False})
+    launcher = ("--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
+    done = launch([*settings, "--use_cpu"], tmp_path, launcher)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "trains on 2 processes (gloo, cpu)" in done.stderr
+    results = json.loads((tmp_path / "out" / "distillation_results.json").read_text())
+    assert results["settings"]["processes"] == 2
+    assert results["student_alone"] is None
+    assert done.stdout.count("Results:") == 1
+
+
+def run_here(monkeypatch: pytest.MonkeyPatch, capsys: Any, words: list[str]) -> tuple[Any, str]:
+    """Run the recipe in this process, and return its exit code and standard error."""
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *words])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(RECIPE), run_name="__main__")
+    return left.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--alhpa", "0.5"], "unknown flag --alhpa. Did you mean --alpha?"),
+        (["--alpha", "two"], "invalid float value"),
+        (["--alpha", "1.5"], r"alpha: expected a number in \[0, 1\], received 1.5"),
+        (["--alpha", "0.5", "--objectives", '[{"name": "forward_kl"}]'], "received both"),
+        (["--objectives", '[{"name": "backward_kl"}]'], "unknown objective 'backward_kl'"),
+        (["nowhere.yaml"], "no such file: nowhere.yaml"),
+        (["--validation_file", "x.csv"], "expected --train_file beside --validation_file"),
+        (["--train_file", "nowhere.csv"], "nowhere.csv"),
+        (["--train_file", "{train}", "--label_column", "category"], "category"),
+        (["--train_file", "{empty}"], "empty.csv"),
+        (["--train_file", "{one}"], "one.csv"),
+        (["--train_file", "{train}", "--validation_file", "{other}"], "other.csv"),
+        (["--teacher_model_name_or_path", "{tmp}/nowhere", "--train_file", "{train}"], "nowhere"),
+        (["--student_num_hidden_layers", "1", "--student_model_name_or_path", "x"], "Drop one"),
+        (["--push_to_hub", "True"], "--hub_model_id"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_a_line_or_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, words: list[str], message: str
+) -> None:
+    import re
+
+    places = {
+        "train": write_csv(tmp_path / "train.csv", rows(80, 0)),
+        "empty": write_csv(tmp_path / "empty.csv", []),
+        "one": write_csv(tmp_path / "one.csv", [("a b", "x"), ("c d", "x")]),
+        "other": write_csv(tmp_path / "other.csv", [("a b", "cow")]),
+        "tmp": tmp_path,
+    }
+    filled = [
+        word if word.startswith("[") else word.format(**{name: str(path) for name, path in places.items()})
+        for word in words
+    ]
+    common = [] if words[0].endswith(".yaml") else ["--output_dir", str(tmp_path / "out"), "--bf16", "False"]
+    code, error = run_here(monkeypatch, capsys, [*filled, *common])
+    assert code == 2
+    lines = [line for line in error.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, error
+    said = error[error.index("error:") :].strip().splitlines()
+    assert len(said) <= 2
+    assert re.search(message, "\n".join(said)), error
+    assert "Traceback" not in error
+
+
+@pytest.mark.slow
+def test_the_embedded_default_in_its_quick_form(tmp_path: Path) -> None:
+    done = launch(["--quick", "--output_dir", "out"], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((tmp_path / "out" / "distillation_results.json").read_text())
+    assert results["settings"]["test_texts"] == 600
