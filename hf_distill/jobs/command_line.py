@@ -96,7 +96,7 @@ def _take_defaults(parser: HfArgumentParser, path: Path) -> None:
     names = {action.dest for action in parser._actions}
     for name in values:
         if name not in names:
-            fail(f"{path}: unknown setting {name}.{_near(name, names)}")
+            fail(f"{path}: unknown setting {name}.{_near(str(name), names)}")
     for action in parser._actions:
         if action.dest in values:
             action.required = False

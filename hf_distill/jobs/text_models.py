@@ -89,7 +89,8 @@ def train_tokenizer(texts: list[str], vocabulary_size: int) -> PreTrainedTokeniz
         special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     names = {f"{name.strip('[]').lower()}_token": name for name in _SPECIAL}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
 
 
 def label_names(splits: DatasetDict) -> list[str]:

@@ -1,0 +1,100 @@
+"""Texts and models of the recipe: encoding, unlabelled rows, tokenizers, and a teacher that is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from hf_distill import DistillationTrainingArguments
+from hf_distill.corpora.files import DataError
+from hf_distill.jobs.text_data import TextDataArguments, encode, load_texts, with_unlabelled
+from hf_distill.jobs.text_models import TextModelArguments, kept_teacher, make_student, train_tokenizer
+
+
+@pytest.fixture
+def splits() -> DatasetDict:
+    """Return two classes that one word tells apart."""
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["cat", "dog"])})
+    rows = {"text": ["a meow", "the bark", "meow meow", "a bark"] * 4, "label": [0, 1, 0, 1] * 4}
+    return DatasetDict({"train": Dataset.from_dict(rows, features=features)})
+
+
+@pytest.fixture
+def models() -> TextModelArguments:
+    return TextModelArguments(
+        vocabulary_size=40, teacher_layers=1, teacher_width=16, teacher_epochs=1, student_width=8
+    )
+
+
+@pytest.fixture
+def args(tmp_path: Path) -> DistillationTrainingArguments:
+    return DistillationTrainingArguments(str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=True)
+
+
+def test_pairs_get_token_types_and_pads_have_id_0() -> None:
+    tokenizer = train_tokenizer(["one two", "three"], 60)
+    encoded = tokenizer("one two", "three")
+    assert tokenizer.decode(encoded["input_ids"]) == "[CLS] one two [SEP] three [SEP]"
+    assert encoded["token_type_ids"] == [0, 0, 0, 0, 1, 1]
+    assert tokenizer.pad_token_id == 0
+
+
+def test_unlabelled_rows_are_appended_with_minus_100(splits: DatasetDict) -> None:
+    tokenizer = train_tokenizer(splits["train"]["text"][:], 40)
+    train = encode(splits["train"], tokenizer, 8)
+    more = encode(splits["train"].remove_columns("label"), tokenizer, 8)
+    both = with_unlabelled(train, more)
+    assert both["labels"][:] == [*train["labels"], *[-100] * 16]
+    assert "text" not in both.column_names
+
+
+def test_a_teacher_is_trained_once_per_task(
+    splits: DatasetDict, models: TextModelArguments, args: Any
+) -> None:
+    said: list[str] = []
+    first = kept_teacher(models, splits, args, 8, said.append)
+    before = (first / "model.safetensors").stat().st_mtime_ns
+    assert kept_teacher(models, splits, args, 8, said.append) == first
+    assert (first / "model.safetensors").stat().st_mtime_ns == before
+    assert "kept from an earlier run" in said[-1]
+    assert AutoModelForSequenceClassification.from_pretrained(first).config.id2label == {0: "cat", 1: "dog"}
+    assert AutoTokenizer.from_pretrained(first)("meow")["input_ids"]
+    models.teacher_width = 32
+    assert kept_teacher(models, splits, args, 8, said.append) != first
+    models.teacher_width = 16
+    fewer = DatasetDict({"train": splits["train"].select(range(8))})
+    assert kept_teacher(models, fewer, args, 8, said.append) != first
+    assert not [path for path in first.parent.iterdir() if path.name.startswith("_")]
+
+
+def test_a_student_is_cut_from_the_teacher_or_new(
+    splits: DatasetDict, models: TextModelArguments, args: Any
+) -> None:
+    folder = kept_teacher(models, splits, args, 8, lambda line: None)
+    teacher = AutoModelForSequenceClassification.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    new = make_student(models, teacher, splits, tokenizer, 8)
+    assert new.config.hidden_size == 8
+    models.student_num_hidden_layers = 1
+    cut = make_student(models, teacher, splits, tokenizer, 8)
+    assert torch.equal(cut.classifier.weight, teacher.classifier.weight)
+
+
+def test_files_are_split_where_there_is_no_validation(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text("text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(40)))
+    splits = load_texts(TextDataArguments(train_file=str(path), max_train_samples=20, max_eval_samples=3))
+    assert len(splits["train"]) == 20
+    assert len(splits["validation"]) == 4
+    assert len(splits["test"]) == 3
+    assert not set(splits["train"]["text"]) & set(splits["validation"]["text"])
+
+
+def test_contradictions_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="received both"):
+        load_texts(TextDataArguments(train_file="a.csv", dataset_name="b"))
