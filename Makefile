@@ -14,7 +14,7 @@ PYTEST_FLAGS ?=
 
 # accelerate launch gives each process one OpenMP thread unless this is set: the demo would use one core.
 CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
-LAUNCH = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(CORES)} $(BIN)/accelerate launch \
+LAUNCH = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(CORES)} $(BIN)/accelerate launch --quiet \
          --config_file accelerate_configs/cpu.yaml
 
 .NOTPARALLEL: # one pip in an environment at a time

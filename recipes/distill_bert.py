@@ -28,7 +28,12 @@ from hf_distill.jobs.command_line import (
 )
 from hf_distill.jobs.comparison import TextComparison
 from hf_distill.jobs.text_data import TextDataArguments, load_texts
-from hf_distill.jobs.text_models import TextModelArguments, first_on_main, kept_teacher, tokenizers_of
+from hf_distill.jobs.text_models import TextModelArguments, check_models, first_on_main, kept_teacher, tokenizers_of
+    TextModelArguments,
+    first_on_main,
+    kept_teacher,
+    tokenizers_of,
+)
 from hf_distill.launch import check_launch
 from hf_distill.loss_plan import resolve_loss
 from hf_distill.support import check_supported
@@ -56,10 +61,11 @@ class TrainingSettings(DistillationTrainingArguments):
     output_dir: str | None = field(default="runs/distill_bert", metadata={"help": "Where everything is put"})
     num_train_epochs: float = field(default=6.0, metadata={"help": "Epochs of the student. Default: 6"})
     learning_rate: float = field(
-        default=5e-4, metadata={"help": "Default: 5e-4; 5e-5 for a student with pretrained weights"}
+        default=0.0, metadata={"help": "Default: 5e-4, or 5e-5 for a student with pretrained weights"}
     )
     alpha: float | None = field(
-        default=None, metadata={"help": "Weight of the teacher's term in [0, 1]. Default: 0.7 with T = 4 here"}
+        default=None,
+        metadata={"help": "Weight of the teacher's term in [0, 1]. Default: 0.7 with T = 4 here"},
     )
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Texts per step and process"})
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Texts per evaluation step"})
@@ -93,8 +99,8 @@ def set_defaults(
         models.teacher_layers, models.teacher_width, models.teacher_epochs = 2, 64, 1.0
         models.student_layers, models.student_width, args.num_train_epochs = 1, 64, 1.0
     pretrained = models.student_model_name_or_path or models.student_num_hidden_layers
-    if pretrained and args.learning_rate == TrainingSettings.learning_rate:
-        args.learning_rate = 5e-5
+    if args.learning_rate == 0:
+        args.learning_rate = 5e-5 if pretrained else 5e-4
     if args.alpha is None and args.temperature is None and args.objectives is None:
         args.alpha, args.temperature = 0.7, 4.0  # tuned on the validation split of the built-in text
 
@@ -116,10 +122,8 @@ def main() -> None:
         set_defaults(models, data, recipe, args)
         check_supported(args)
         resolve_loss(args, "single_label")
-        if models.student_num_hidden_layers and models.student_model_name_or_path:
-            fail(
-                "expected --student_num_hidden_layers or --student_model_name_or_path, received both. Drop one."
-            )
+        check_models(models)
+        resuming(args)
         if args.push_to_hub and args.hub_model_id is None:
             fail("--push_to_hub: expected --hub_model_id user/name, received none. Name the repository.")
         use_all_cores()

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -19,7 +20,7 @@ from pathlib import Path
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 # Raise this when a change below changes the texts, so that a corpus cached by an older version is not used.
-BUILDER_VERSION = 1
+BUILDER_VERSION = 2
 
 STANDARD_LIBRARY = "standard library"
 
@@ -38,9 +39,11 @@ LABELS = [STANDARD_LIBRARY, *LIBRARIES]
 # Four of the libraries have several times more text than the other four; without a limit they would be most
 # of the corpus, and reading them all takes 45 s where this takes 8 s.
 TEXTS_PER_LIBRARY = 2600
+# A file with hundreds of docstrings (pandas' frame.py) would otherwise be most of what a split knows of its library.
+TEXTS_PER_FILE = 40
 SHORTEST_TEXT = 30
 
-# Share of the source files that goes to each split, in percent.
+# Share of each library's texts that goes to each split, in percent, by whole files.
 SPLIT_SHARES = {"train": 62, "validation": 10, "test": 28}
 
 # Test suites say little about the library that they belong to; the other names hold other people's packages.
@@ -136,10 +139,15 @@ def _texts_of_library(label: str) -> dict[str, tuple[str, str]]:
         (_number(f"{label}/{path}"), path) for path in paths if not SKIPPED_FOLDERS & set(path.split("/"))
     )
     texts: dict[str, tuple[str, str]] = {}
-    for number, path in order:
-        split = _split_of_number(number)
-        for text in _first_paragraphs(root / path):
-            texts.setdefault(text.casefold(), (text, split))
+    sizes = dict.fromkeys(SPLIT_SHARES, 0)
+    for _, path in order:
+        found = itertools.islice(_first_paragraphs(root / path), TEXTS_PER_FILE)
+        new = {text.casefold(): text for text in found if text.casefold() not in texts}
+        # The split that lags most behind its share takes the whole file, so that every split has every
+        # library in the same proportion, and no two splits share a file.
+        split = min(SPLIT_SHARES, key=lambda name: sizes[name] / SPLIT_SHARES[name])
+        sizes[split] += len(new)
+        texts |= {key: (text, split) for key, text in new.items()}
         if len(texts) >= TEXTS_PER_LIBRARY:
             break
     if not texts:
@@ -164,16 +172,6 @@ def _root_of_library(label: str) -> Path:
 
 def _number(path: str) -> int:
     return int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big")
-
-
-def _split_of_number(number: int) -> str:
-    # `number` also orders the files, so its high bits are not independent of the limit; its low bits are.
-    place, upper = number % 100, 0
-    for name, share in SPLIT_SHARES.items():
-        upper += share
-        if place < upper:
-            return name
-    raise AssertionError("the shares of the splits add up to 100")
 
 
 def _first_paragraphs(path: Path) -> Iterator[str]:

@@ -100,12 +100,34 @@ def _take_defaults(parser: HfArgumentParser, path: Path) -> None:
     for action in parser._actions:
         if action.dest in values:
             action.required = False
+            if action.nargs == "+" and not isinstance(values[action.dest], list):
+                values[action.dest] = [values[action.dest]]
     parser.set_defaults(**values)
 
 
 def _near(name: str, names: set[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     return f" Did you mean {close[0]}?" if close else ""
+
+
+def resuming(args: Any) -> bool:
+    """Whether ``--resume_from_checkpoint`` asks a recipe to go on; each of its runs finds its own checkpoint.
+
+    Raises:
+        ValueError: a path, which can't be that of several runs.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> [resuming(SimpleNamespace(resume_from_checkpoint=asked)) for asked in ("False", True)]
+        [False, True]
+    """
+    asked = str(args.resume_from_checkpoint).lower()
+    if asked not in ("true", "false", "none", "1", "0", "yes", "no"):
+        raise ValueError(
+            f"--resume_from_checkpoint: expected True or False, received {args.resume_from_checkpoint!r}. Each student "
+            "goes on from the last whole checkpoint of its own folder in --output_dir."
+        )
+    return asked in ("true", "1", "yes")
 
 
 def use_all_cores() -> None:

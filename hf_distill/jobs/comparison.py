@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from transformers import DataCollatorWithPadding, EvalPrediction, set_seed
 
 from hf_distill.evaluation.cost import measure_cost
 from hf_distill.evaluation.metrics import classification_metrics
+from hf_distill.jobs.command_line import resuming, short_errors
 from hf_distill.jobs.text_data import TextDataArguments, encode, with_unlabelled
 from hf_distill.jobs.text_models import TextModelArguments, make_student
 from hf_distill.reporting.results import (
@@ -67,7 +69,8 @@ class TextComparison:
         firsts: dict[str, Any] = {}
         for seed in seeds:
             for kind in ("alone", "distilled") if baseline else ("distilled",):
-                trainer = self._trainer(seed, kind, publish=kind == "distilled" and seed == seeds[0])
+                with short_errors():  # what does not fit together is found here, before any student trains
+                    trainer = self._trainer(seed, kind, publish=kind == "distilled" and seed == seeds[0])
                 self._train(trainer, seed, kind)
                 predictions[kind].append(self._predict(trainer))
                 firsts.setdefault(kind, trainer)
@@ -112,8 +115,10 @@ class TextComparison:
     def _train(self, trainer: DistillationTrainer, seed: int, kind: str) -> None:
         args = trainer.args
         self.say(f"Student {kind}, seed {seed}: training into {args.output_dir} ...")
-        asked = args.resume_from_checkpoint
-        resume = last_whole_checkpoint(str(args.output_dir)) if asked else None
+        resume = last_whole_checkpoint(str(args.output_dir)) if resuming(args) else None
+        if resume is None and trainer.is_world_process_zero():
+            for stale in Path(str(args.output_dir)).glob("*checkpoint-*"):
+                shutil.rmtree(stale)  # of an earlier run, perhaps with other settings
         if resume:
             self.say(f"Student {kind}, seed {seed}: going on from {resume}")
         trainer.train(resume_from_checkpoint=resume)
@@ -151,8 +156,30 @@ class TextComparison:
         self, predictions: dict[str, list[numpy.ndarray]], firsts: dict[str, Any], seeds: list[int]
     ) -> dict[str, Any]:
         trainer = firsts["distilled"]
+        teacher = self._teacher_logits(trainer)  # on every process: it gathers
+        summary: dict[str, Any] = {}
+        if trainer.is_world_process_zero():
+            summary = self._summary(predictions, teacher, firsts, seeds)
+            path = write_results(summary, str(self.args.output_dir))
+            write_results(summary, trainer.args.output_dir)
+            self.say("\n" + results_table(summary))
+            self.say(f"Results: {path}")
+            self.say(
+                f"Student: {trainer.args.output_dir} (AutoModelForSequenceClassification.from_pretrained)"
+            )
+        if self.args.push_to_hub:
+            trainer.push_to_hub()
+        return summary
+
+    def _summary(
+        self,
+        predictions: dict[str, list[numpy.ndarray]],
+        teacher: numpy.ndarray,
+        firsts: dict[str, Any],
+        seeds: list[int],
+    ) -> dict[str, Any]:
+        """Return the results of all models, on process 0 alone."""
         labels = numpy.asarray(self.encoded[self.data.report_on]["labels"])
-        teacher = self._teacher_logits(trainer)
         measure = classification_metrics()
 
         def results(logits: list[numpy.ndarray], cost: Any, agreement: bool = True) -> ModelResults:
@@ -170,18 +197,7 @@ class TextComparison:
             right = {kind: [one.argmax(-1) == labels for one in predictions[kind]] for kind in predictions}
             difference = paired_bootstrap(right["distilled"], right["alone"])
         rows["student_distilled"] = results(predictions["distilled"], costs["distilled"])
-        summary = summarise(rows, self._settings(seeds, trainer), difference)
-        if trainer.is_world_process_zero():
-            path = write_results(summary, self.args.output_dir)
-            write_results(summary, trainer.args.output_dir)
-            self.say("\n" + results_table(summary))
-            self.say(f"Results: {path}")
-            self.say(
-                f"Student: {trainer.args.output_dir} (AutoModelForSequenceClassification.from_pretrained)"
-            )
-        if self.args.push_to_hub:
-            trainer.push_to_hub()
-        return summary
+        return summarise(rows, self._settings(seeds, firsts["distilled"]), difference)
 
     def _teacher_cost(self) -> Any:
         """Measure the teacher; one that is not in a folder is saved for it."""

@@ -63,6 +63,37 @@ class TextModelArguments:
     student_width: int = field(default=128, metadata={"help": "Width of a student from random weights"})
 
 
+def check_models(settings: TextModelArguments) -> None:
+    """Raise before a teacher is trained for a student that can't be made.
+
+    Raises:
+        ValueError: two kinds of student at once, more layers than the teacher has, or an unknown name.
+    """
+    layers, name = settings.student_num_hidden_layers, settings.student_model_name_or_path
+    if layers is not None and name is not None:
+        raise ValueError(
+            "expected --student_num_hidden_layers or --student_model_name_or_path, received both. Drop one."
+        )
+    if (
+        layers is not None
+        and settings.teacher_model_name_or_path is None
+        and layers > settings.teacher_layers
+    ):
+        raise ValueError(
+            f"--student_num_hidden_layers: expected at most the teacher's {settings.teacher_layers} layers, received "
+            f"{layers}. Give fewer, or raise --teacher_layers."
+        )
+    for flag, model in (("teacher", settings.teacher_model_name_or_path), ("student", name)):
+        if model is not None:
+            try:
+                AutoConfig.from_pretrained(model)
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"--{flag}_model_name_or_path: expected a Hub id or a folder with a saved model, received "
+                    f"{model!r}: {str(error).splitlines()[0]}"
+                ) from error
+
+
 def first_on_main(state: PartialState) -> AbstractContextManager[Any]:
     """Let process 0 build what it keeps on disk, and the others read it after."""
     return state.main_process_first()
@@ -134,6 +165,8 @@ def kept_teacher(
     names = ("vocabulary_size", *(name for name in asdict(settings) if name.startswith("teacher_")))
     wanted = {name: getattr(settings, name) for name in names}
     wanted |= {"length": length, "batch": args.per_device_train_batch_size * args.world_size}
+    wanted |= {name: getattr(args, name) for name in ("seed", "bf16", "fp16", "warmup_steps", "weight_decay")}
+    wanted["labels"] = label_names(splits)
     digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode())
     train = splits["train"]
     for column in train.column_names:
