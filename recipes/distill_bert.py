@@ -23,13 +23,15 @@ from hf_distill.jobs.command_line import (
     fail,
     has_accelerator,
     parse,
+    resuming,
     short_errors,
     use_all_cores,
 )
 from hf_distill.jobs.comparison import TextComparison
 from hf_distill.jobs.text_data import TextDataArguments, load_texts
-from hf_distill.jobs.text_models import TextModelArguments, check_models, first_on_main, kept_teacher, tokenizers_of
+from hf_distill.jobs.text_models import (
     TextModelArguments,
+    check_models,
     first_on_main,
     kept_teacher,
     tokenizers_of,
