@@ -122,6 +122,9 @@ class TextComparison:
         if resume:
             self.say(f"Student {kind}, seed {seed}: going on from {resume}")
         trainer.train(resume_from_checkpoint=resume)
+        # Trainer groups by length in evaluation too, at random: from here on rows keep their order, in which the
+        # predictions of all models are compared.
+        trainer.args.train_sampling_strategy = "sequential"
         metrics = trainer.evaluate()
         shown = {
             name: metrics[f"eval_{name}"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import runpy
 import subprocess
 import sys
@@ -79,6 +80,11 @@ def test_own_files_seeds_and_yaml(tmp_path: Path, files: dict[str, str]) -> None
     assert results["settings"]["temperature"] == 2.0
     assert results["settings"]["seeds"] == [0, 1]
     assert results["teacher"]["accuracy"] > 0.5
+    # What the table says of a student is what its trainer's own evaluation said.
+    for name, kind in (("student_alone", "alone"), ("student_distilled", "distilled")):
+        said = re.findall(rf"Student {kind}, seed \d: accuracy ([\d.]+) %", done.stdout)
+        assert len(said) == 2
+        assert 100 * results[name]["accuracy"] == pytest.approx(sum(map(float, said)) / 2, abs=0.01)
     assert 0 <= results["agreement"] <= 1
     assert results["retention"] == pytest.approx(
         results["student_distilled"]["accuracy"] / results["teacher"]["accuracy"]
@@ -149,8 +155,6 @@ def run_here(monkeypatch: pytest.MonkeyPatch, capsys: Any, words: list[str]) -> 
 def test_mistakes_are_a_line_or_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, words: list[str], message: str
 ) -> None:
-    import re
-
     places = {
         "train": write_csv(tmp_path / "train.csv", rows(80, 0)),
         "empty": write_csv(tmp_path / "empty.csv", []),
