@@ -40,8 +40,8 @@ $(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[test]'
 	@touch $(VENV)/.installed $@
 
-demo: $(VENV)/.installed  ## the main job: a BERT classifier distilled on real text; about 6 minutes on 2 cores
-	@echo "==> distilling on the embedded text (about 6 minutes on 2 cores; a second run skips the teacher)"
+demo: $(VENV)/.installed  ## the main job: a BERT classifier distilled on real text
+	@echo "==> distilling on the embedded text (minutes; a second run keeps the teacher)"
 	@$(LAUNCH) recipes/distill_bert.py $(DEMO_FLAGS)
 
 demo-quick: $(VENV)/.installed  ## the same path, small and in about a minute: its numbers mean nothing

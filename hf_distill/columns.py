@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from hf_distill.items import IGNORED
+
 TEACHER_PREFIX = "teacher_"
 UNLABELLED_ROWS = "unlabelled_rows"
 # Tells which positions are items; no forward reads it.
@@ -107,6 +109,11 @@ class DistillationCollator:
             batch[TEACHER_PREFIX + key] = value
         labels = batch.get("labels")
         if isinstance(labels, torch.Tensor) and labels.is_floating_point():
+            if bool((labels == IGNORED).any()):
+                raise ValueError(
+                    f"labels: expected NaN for a row without labels, received {IGNORED}, a target where labels "
+                    "are floats. Mark unlabelled rows with NaN."
+                )
             missing = labels.isnan().reshape(labels.shape[0], -1)
             unlabelled = missing.any(-1)
             if not torch.equal(unlabelled, missing.all(-1)):

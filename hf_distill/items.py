@@ -64,7 +64,8 @@ def head_of(model: Any, example_label: Any = None) -> Head:
         return Head(kinds[problem_type])
     if getattr(config, "num_labels", 2) == 1:
         return Head("regression")
-    if isinstance(example_label, (list, tuple)) or _is_float(example_label):
+    first = example_label[0] if isinstance(example_label, (list, tuple)) and example_label else example_label
+    if _is_float(first):
         return Head("multi_label")
     return Head("single_label")
 

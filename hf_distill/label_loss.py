@@ -135,6 +135,12 @@ class LabelLossMixin(_Base):
             ValueError: float labels for a head of one class out of several.
         """
         labels = batch.get("labels")
+        if self.head.kind == "multi_label" and labels is not None and not labels.is_floating_point():
+            raise ValueError(
+                f"labels: expected floats, 0.0 or 1.0 for each class of a multi-label head, received {labels.dtype} of "
+                f"shape {tuple(labels.shape)}. Cast the column to floats; for one class out of several set the "
+                "student's config.problem_type to 'single_label_classification'."
+            )
         if self.head.kind == "single_label" and labels is not None and labels.is_floating_point():
             raise ValueError(
                 "labels: expected integers, because the head is taken for one class out of several, received "

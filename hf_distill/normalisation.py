@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import Any
 
@@ -104,6 +103,26 @@ def _twice(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
+def untouched_randomness(devices: Sequence[int] = ()) -> Iterator[None]:
+    """Give back the random states of torch, numpy and Python as they were.
+
+    Example:
+        >>> state = torch.get_rng_state()
+        >>> with untouched_randomness():
+        ...     _ = torch.rand(3)
+        >>> torch.equal(state, torch.get_rng_state())
+        True
+    """
+    python_state, numpy_state = random.getstate(), numpy.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=list(devices)):
+            yield
+    finally:
+        random.setstate(python_state)
+        numpy.random.set_state(numpy_state)
+
+
+@contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Run forwards that leave no trace: random states, buffers, modes and the config come back.
 
@@ -113,11 +132,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     config = getattr(model, "config", None)
-    settings = copy.deepcopy(vars(config)) if config is not None else {}
-    python_state, numpy_state = random.getstate(), numpy.random.get_state()
+    settings = dict(vars(config)) if config is not None else {}
     model.eval()
     try:
-        with torch.random.fork_rng(devices=_devices(model)), torch.no_grad():
+        with untouched_randomness(_devices(model)), torch.no_grad():
             yield
     finally:
         for module, training in modes.items():
@@ -129,8 +147,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         if config is not None:
             vars(config).clear()
             vars(config).update(settings)
-        random.setstate(python_state)
-        numpy.random.set_state(numpy_state)
 
 
 def _devices(model: nn.Module) -> list[Any]:

@@ -23,7 +23,7 @@ from hf_distill.evaluation.loop import EvaluationMixin
 from hf_distill.items import head_of
 from hf_distill.launch import check_launch
 from hf_distill.loss_plan import DEFAULT_ALPHA, DEFAULT_TEMPERATURE, LossPlan, resolve_loss
-from hf_distill.normalisation import Normalisation
+from hf_distill.normalisation import Normalisation, untouched_randomness
 from hf_distill.publishing import PublishingMixin
 from hf_distill.students import warn_about_random_start
 from hf_distill.support import check_supported
@@ -44,6 +44,11 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         teacher_processing_class: Any = None,
         **trainer_kwargs: Any,
     ) -> None:
+        if args is not None and not isinstance(args, TrainingArguments):
+            raise ValueError(
+                f"args: expected TrainingArguments, received {type(args).__name__}. The order is model, teacher, args; "
+                "name them to be sure."
+            )
         if args is not None:
             # Both must be found before Trainer creates a process group's files or a repository.
             processes = check_launch(args)
@@ -73,6 +78,11 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
 
     def _example_label(self) -> Any:
         """Return the label of one training or evaluation example, where one can be had without cost."""
+        # Trainer has seeded by now, and a data set that augments draws random numbers.
+        with untouched_randomness():
+            return self._first_label()
+
+    def _first_label(self) -> Any:
         for dataset in self._datasets():
             streamed = isinstance(
                 dataset, torch.utils.data.IterableDataset
@@ -80,7 +90,9 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
             if not streamed and hasattr(dataset, "__getitem__") and (_length(dataset) or 0) > 0:
                 example = dataset[0]
                 if isinstance(example, dict):
-                    return example.get("labels", example.get("label"))
+                    return next(
+                        (example[name] for name in ("labels", "label", "label_ids") if name in example), None
+                    )
         return None
 
     def _datasets(self) -> list[Any]:
@@ -134,7 +146,8 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         if not isinstance(self.teacher, OnlineTeacher) or self.columns.own_encoding:
             return
         if "input_ids" in self.columns.student and "input_ids" in self.columns.teacher:
-            compatibility.check_vocabulary(self.processing_class, self.teacher.model)
+            tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
+            compatibility.check_vocabulary(tokenizer, self.teacher.model)
             compatibility.check_lengths(
                 self._student(), self.teacher.model, self.processing_class, self._datasets()
             )

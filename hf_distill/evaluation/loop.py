@@ -57,7 +57,11 @@ class EvaluationMixin(DistillationLossMixin):
         known = self._known_teacher_metrics()
         key = getattr(getattr(dataloader, "dataset", None), "_fingerprint", None)
         wanted = self.compute_metrics is not None and not self.args.batch_eval_metrics
-        self._pass = _Pass(keep_teacher=wanted and (key is None or key not in known), key=key)
+        # The student's metric is then of texts it wrote, the teacher's would be of logits.
+        wanted = wanted and not getattr(self.args, "predict_with_generate", False)
+        self._pass = _Pass(
+            keep_teacher=wanted and (key is None or (key, self.compute_metrics) not in known), key=key
+        )
         try:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
@@ -68,7 +72,7 @@ class EvaluationMixin(DistillationLossMixin):
             self._task_metrics = tuple(task)
             extra = self._summed_metrics()
             if wanted and task:
-                extra.update(self._against_teacher(task, output.label_ids, known))
+                extra.update(self._against_teacher(task, output.label_ids, known, metric_key_prefix))
             metrics.pop(f"{metric_key_prefix}_loss", None)  # a mean of batch means, of zeros without labels
             metrics.update({f"{metric_key_prefix}_{name}": value for name, value in extra.items()})
         finally:
@@ -208,25 +212,26 @@ class EvaluationMixin(DistillationLossMixin):
             result["mean_kl"] = means["mean_kl"]
         return result
 
-    def _known_teacher_metrics(self) -> dict[str, dict[str, float]]:
-        """Return the teacher's metrics of each evaluation set seen, by its content."""
+    def _known_teacher_metrics(self) -> dict[Any, dict[str, float]]:
+        """Return the teacher's metrics of each evaluation set seen, by its content and what measures it."""
         if not hasattr(self, "_teacher_metrics"):
-            self._teacher_metrics: dict[str, dict[str, float]] = {}
+            self._teacher_metrics: dict[Any, dict[str, float]] = {}
         return self._teacher_metrics
 
     def _against_teacher(
-        self, task: dict[str, float], labels: Any, known: dict[str, dict[str, float]]
+        self, task: dict[str, float], labels: Any, known: dict[Any, dict[str, float]], prefix: str
     ) -> dict[str, float]:
         """Return the teacher's own metrics, computed once per evaluation set, and the retention."""
         assert self._pass is not None
-        key = self._pass.key or self._pass.content.hexdigest()
+        key = (self._pass.key or self._pass.content.hexdigest(), self.compute_metrics)
         if key not in known:
             predictions = self._pass.teacher.get_arrays()
             if predictions is None or labels is None or self.args.include_for_metrics:
                 return {}
             compute: Any = self.compute_metrics
             metrics = compute(EvalPrediction(predictions=predictions, label_ids=labels))
-            known[key] = {name: float(value) for name, value in metrics.items() if name in task}
+            named = {name.removeprefix(f"{prefix}_"): float(value) for name, value in metrics.items()}
+            known[key] = {name: value for name, value in named.items() if name in task}
         teacher = known[key]
         result = {f"teacher_{name}": value for name, value in teacher.items()}
         for name, value in teacher.items():
