@@ -253,6 +253,7 @@ class DistillationTrainer(DistillationMixin, Trainer):
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
 
     Example:
+        >>> import warnings
         >>> from transformers import BertConfig, BertForSequenceClassification
         >>> def bert(layers):
         ...     sizes = dict(hidden_size=8, num_attention_heads=1, intermediate_size=8, vocab_size=20)

@@ -68,3 +68,7 @@ if __name__ == "__main__":
     )
     for name in json.loads(cases):
         run(output, name, batch_size, accumulation)
+    if torch.distributed.is_initialized():
+        # A process that leaves while another still talks to it was seen to abort in gloo's threads.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
