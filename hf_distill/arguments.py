@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from hf_distill.evaluation.retention import lower_is_better
+
 
 @dataclass
 class DistillationArgumentsMixin:
@@ -100,9 +102,15 @@ class DistillationArgumentsMixin:
             value = getattr(self, name)
             if isinstance(value, int) and not isinstance(value, bool):
                 setattr(self, name, float(value))
+        direction_open = getattr(self, "greater_is_better", None) is None
         parent = getattr(super(), "__post_init__", None)
         if parent is not None:
             parent()
+        best = getattr(self, "metric_for_best_model", None)
+        if direction_open and best is not None and lower_is_better(best):
+            # TrainingArguments takes every name that does not end in "loss" for one of which more is better,
+            # and would keep the worst checkpoint by loss/label or mean_kl.
+            vars(self)["greater_is_better"] = False
 
 
 @dataclass

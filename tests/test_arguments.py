@@ -185,3 +185,19 @@ def test_the_seq2seq_pair_on_the_command_line(output_dir):
     flags = ("--alpha", "0.3", "--predict_with_generate")
     args = parse(output_dir, *flags, arguments=Seq2SeqDistillationArguments)
     assert (args.alpha, args.predict_with_generate) == (0.3, True)
+
+
+@pytest.mark.parametrize(
+    ("metric", "given", "expected"),
+    [
+        ("mean_kl", None, False),
+        ("eval_loss/label", None, False),
+        ("accuracy", None, True),
+        ("mean_kl", True, True),
+    ],
+)
+def test_the_best_model_is_the_one_with_less_of_an_error(tmp_path, metric, given, expected):
+    args = DistillationTrainingArguments(
+        str(tmp_path), metric_for_best_model=metric, greater_is_better=given, report_to="none"
+    )
+    assert args.greater_is_better is expected

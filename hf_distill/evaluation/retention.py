@@ -6,7 +6,7 @@ import math
 import re
 
 _LOWER_IS_BETTER = re.compile(
-    r"(^|_)(loss|perplexity|mse|rmse|mae|error|ece|calibration_error|brier|wer|cer|nll|cross_entropy|distance|ppl|mape|bpc|logloss|kl_divergence)($|_)"
+    r"(^|[_/-])(loss|mean_kl|perplexity|mse|rmse|mae|error|ece|calibration_error|brier|wer|cer|nll|cross_entropy|distance|ppl|mape|bpc|logloss|kl_divergence)($|[_/-])"
 )
 
 
