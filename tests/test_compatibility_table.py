@@ -327,7 +327,7 @@ def test_quantised_teacher_is_not_moved(trainer, mark):
         raise AssertionError("moved or cast, which a quantised model refuses")
 
     teacher.to = teacher.cuda = teacher.half = teacher.float = refuse
-    run(trainer(teacher=teacher))
+    assert_same(run(trainer(teacher=teacher)), run(trainer(teacher=bert(1))))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
