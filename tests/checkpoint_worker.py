@@ -23,6 +23,7 @@ from transformers import BertConfig, BertForSequenceClassification, TrainerCallb
 from transformers.utils import logging
 
 from hf_distill import DistillationTrainer, DistillationTrainingArguments, whole_checkpoints
+from tests.processes import leave_together
 
 
 class Examples(Dataset):
@@ -151,6 +152,7 @@ def train(run: dict[str, Any], rank: int) -> None:
     trainer.train(resume_from_checkpoint=run.get("resume"))
     if rank == 0:
         safetensors.torch.save_file(student.state_dict(), run["weights"])
+    leave_together()
 
 
 def forked(run: dict[str, Any], rank: int, port: int) -> int:

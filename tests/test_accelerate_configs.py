@@ -23,11 +23,13 @@ EXPECTED = {  # name -> (distributed type, processes)
 PRINTS_ITS_WORLD = """
 import os, sys
 from transformers import TrainingArguments
+from tests.processes import leave_together
 
 use_cpu = sys.argv[1] == "use_cpu"
 args = TrainingArguments(output_dir=sys.argv[2], use_cpu=use_cpu, report_to="none")
 line = f"launched={os.environ.get('WORLD_SIZE')} world={args.world_size} rank={args.process_index}"
 print(f"{line} device={args.device.type} threads={os.environ.get('OMP_NUM_THREADS')}\\n", end="", flush=True)
+leave_together()
 """
 
 
@@ -50,7 +52,7 @@ def launch(tmp_path, *words, **environment):
         text=True,
         timeout=180,
         check=True,
-        env={**inherited, **environment},
+        env={**inherited, "PYTHONPATH": str(CONFIGS.parent), **environment},
     )
 
 

@@ -31,6 +31,7 @@ from transformers import (
 from hf_distill import DistillationTrainer, DistillationTrainingArguments
 from hf_distill.normalisation import Normalisation
 from hf_distill.support import check_supported
+from tests.processes import leave_together
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -559,6 +560,7 @@ def work(folder: Path) -> None:
         found[f"{name}/Trainer"] = ragged_gradient(folder, 8, trainer_class=Trainer, **settings)
     if int(os.environ["RANK"]) == 0:
         torch.save(found, folder / "gradients.pt")
+    leave_together()
 
 
 # ---- the table ---------------------------------------------------------------------------------

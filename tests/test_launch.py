@@ -25,6 +25,8 @@ launch = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(launch)
 arguments = TrainingArguments(output_dir=sys.argv[1], use_cpu="--use_cpu" in sys.argv, report_to="none")
 print(launch.check_launch(arguments), flush=True)
+from tests.processes import leave_together
+leave_together()
 """
 
 

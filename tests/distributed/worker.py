@@ -11,6 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tests.processes import leave_together
 from tests.test_trainer import NAN, mean_loss, normalised_loss
 from tests.tiny import classifier, distiller, examples, gradient_of, one_step, perturbed
 
@@ -68,7 +69,4 @@ if __name__ == "__main__":
     )
     for name in json.loads(cases):
         run(output, name, batch_size, accumulation)
-    if torch.distributed.is_initialized():
-        # A process that leaves while another still talks to it was seen to abort in gloo's threads.
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    leave_together()
