@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from hf_distill.objectives import Objective, build_objective
-from hf_distill.objectives.base import HeadKind
+from hf_distill.objectives.base import HeadKind, check_temperature
 
 DEFAULT_ALPHA = 0.5
 DEFAULT_TEMPERATURE = 2.0
@@ -108,14 +108,12 @@ def _short_form(alpha: Any, temperature: Any, head: HeadKind) -> LossPlan:
         raise ValueError(
             f"alpha: expected a number in [0, 1], received {alpha}. For weights that do not sum to 1 use objectives."
         )
-    settings: dict[str, Any] = {"temperature": DEFAULT_TEMPERATURE if temperature is None else temperature}
-    # Built even where alpha is 0, so that a temperature out of range is found all the same.
-    checked = build_objective("forward_kl", {"temperature": _number("temperature", settings["temperature"])})
+    # Checked even where alpha is 0 or the head has no temperature: a mistake is one all the same.
+    temperature = DEFAULT_TEMPERATURE if temperature is None else temperature
+    check_temperature(temperature, "temperature")
     name = _HEAD_OBJECTIVE[head]
-    if name == "regression":
-        objective = build_objective(name, {})
-    else:
-        objective = build_objective(name, {"temperature": checked.temperature})  # type: ignore[attr-defined]
+    settings = {} if name == "regression" else {"temperature": float(temperature)}
+    objective = build_objective(name, settings)
     terms = () if alpha == 0 else (Term(objective, alpha, name),)
     return LossPlan(1.0 - alpha, terms)
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from hf_distill import compatibility
+from hf_distill import compatibility, data_checks
 from hf_distill.checkpointing import CheckpointingMixin
 from hf_distill.columns import (
     SPECIAL_TOKENS,
@@ -63,12 +63,15 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         self._finite = FiniteCheck()
         super().__init__(model, args, *trainer_args, **trainer_kwargs)
         self.teacher_processing_class = teacher_processing_class
+        data_checks.check_splits(self.train_dataset, self.eval_dataset)
+        data_checks.check_label_names(self.args.label_names)
         self.head = head_of(self._student(), self._example_label())
         self.teacher = self._make_teacher(teacher)
         self.columns = BatchColumns(
             accepted_columns(self._student()), self.teacher.columns, teacher_processing_class is not None
         )
         self._check_compatibility()
+        self._check_data()
         self._wrap_collator()
         self.plan = self._resolve()
         if self.train_dataset is not None:
@@ -152,11 +155,22 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
                 self._student(), self.teacher.model, self.processing_class, self._datasets()
             )
 
+    def _check_data(self) -> None:
+        """Raise for labels that the head can't take, or no text for a teacher that reads its own."""
+        for dataset in self._datasets():
+            if self.teacher_processing_class is not None:
+                data_checks.check_text_columns(dataset, self._teacher_text_columns())
+            # A collator of the user's own may make labels out of anything.
+            if getattr(self.data_collator, "__module__", "").startswith("transformers."):
+                data_checks.check_labels(dataset, self._student(), self.head)
+
+    def _teacher_text_columns(self) -> list[str]:
+        return getattr(self.args, "teacher_text_columns", None) or ["text", "text_pair"]
+
     def _wrap_collator(self) -> None:
         """Let the collator encode for the teacher, and mark unlabelled rows, where either is needed."""
         if self.teacher_processing_class is None and self.head.kind == "single_label":
             return
-        columns = getattr(self.args, "teacher_text_columns", None) or ["text", "text_pair"]
         limits = [
             getattr(self.teacher_processing_class, "model_max_length", None),
             compatibility.longest_input(getattr(self.teacher, "model", None)),
@@ -164,7 +178,7 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         self.data_collator = DistillationCollator(
             self.data_collator,
             self.teacher_processing_class,
-            tuple(columns),
+            tuple(self._teacher_text_columns()),
             min((limit for limit in limits if limit is not None and limit < 10**9), default=None),
         )
 

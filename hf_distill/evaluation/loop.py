@@ -100,6 +100,8 @@ class EvaluationMixin(DistillationLossMixin):
         """Return the loss, the student's logits and nothing else of the outputs, and the labels."""
         batch = self._prepare_inputs(inputs)
         labels = batch.get("labels")
+        if self._lacks_decoder_inputs(batch):
+            return self._generated(model, batch, ignore_keys)
         with torch.no_grad(), self.compute_loss_context_manager():
             parts, outputs = self._label_part(model, batch)
             signals = self.teacher_signals(batch)
@@ -113,12 +115,25 @@ class EvaluationMixin(DistillationLossMixin):
         if self._pass is not None and self._pass.keep_teacher and signals.logits is not None:
             self._keep_teacher_logits(signals.logits, labels, batch)
         if getattr(self.args, "predict_with_generate", False):
-            return (
-                loss,
-                super().prediction_step(model, self.columns.for_student(batch), False, ignore_keys)[1],
-                labels,
-            )
+            return loss, self._generated(model, batch, ignore_keys)[1], labels
         return loss, logits, labels
+
+    def _lacks_decoder_inputs(self, batch: dict[str, Any]) -> bool:
+        """Whether an encoder-decoder has nothing to predict the next token from: no labels to shift."""
+        makes_them = hasattr(self._student(), "prepare_decoder_input_ids_from_labels")
+        return makes_them and batch.get("labels") is None and "decoder_input_ids" not in batch
+
+    def _generated(self, model: nn.Module, batch: dict[str, Any], ignore_keys: list[str] | None) -> Any:
+        """Return what Seq2SeqTrainer does where ``predict_with_generate`` is set: the texts written."""
+        if not getattr(self.args, "predict_with_generate", False):
+            raise ValueError(
+                f"labels: expected labels or decoder_input_ids, because an encoder-decoder predicts each token from "
+                f"the ones before, received {sorted(batch)}. Add one of them, or set predict_with_generate=True "
+                "to have the student write the texts itself."
+            )
+        generated = super().prediction_step(model, self.columns.for_student(batch), False, ignore_keys)[1]
+        # Never None: a process that waits to gather the losses of the others would wait for ever.
+        return torch.zeros((), device=self.args.device), generated, batch.get("labels")
 
     def _label_part(self, model: nn.Module, batch: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Any]:
         """Return the label loss of the batch's own rows, if it has labels, and all outputs."""

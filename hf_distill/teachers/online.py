@@ -129,6 +129,13 @@ def load_teacher_model(
         raise ValueError(
             f"teacher_dtype: expected auto, float32, bfloat16, float16 or float64, received {dtype!r}."
         )
+    if not Path(name).expanduser().is_dir() and (
+        str(name).startswith((".", "/", "~")) or str(name).count("/") > 1
+    ):
+        raise ValueError(
+            f"teacher: expected the id of a Hub model or a folder with a saved model, received {str(name)!r}, a folder "
+            "that is not there."
+        )
     options: dict[str, Any] = {"dtype": dtype or "auto"}
     if revision is not None:
         options["revision"] = revision

@@ -8,8 +8,11 @@ import datasets
 import numpy
 import pytest
 import torch
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, T5Config, T5ForConditionalGeneration
 
-from tests.tiny import HEADS, arguments, bert, collate, distiller, examples, teacher_of
+from hf_distill.arguments import DistillationArgumentsMixin
+from hf_distill.trainer import DistillationMixin
+from tests.tiny import HEADS, arguments, bert, collate, distiller, examples, perturbed, teacher_of
 
 
 def accuracy(prediction: Any) -> dict[str, float]:
@@ -177,3 +180,52 @@ def test_a_broken_teacher_stops_an_evaluation(tmp_path: Any) -> None:
     trainer = distiller(bert(), teacher, arguments(tmp_path), examples(8), eval_dataset=examples(8))
     with pytest.raises(FloatingPointError, match="teacher: expected finite logits"):
         trainer.evaluate()
+
+
+# ---- encoder-decoders --------------------------------------------------------------------------
+
+
+class Pair(DistillationMixin, Seq2SeqTrainer):
+    """The Seq2Seq pair's trainer."""
+
+
+class PairArguments(DistillationArgumentsMixin, Seq2SeqTrainingArguments):
+    """The Seq2Seq pair's arguments."""
+
+
+def translator(seed: int) -> T5ForConditionalGeneration:
+    """Return a tiny encoder-decoder."""
+    torch.manual_seed(seed)
+    sizes = {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 16, "num_layers": 1, "vocab_size": 50}
+    config = T5Config(**sizes, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)
+    return T5ForConditionalGeneration(config)
+
+
+def translations(count: int) -> list[dict[str, Any]]:
+    """Return sentences and what they should become, all of one length."""
+    rows = torch.randint(2, 50, (count, 8), generator=torch.Generator().manual_seed(1)).tolist()
+    return [{"input_ids": row, "attention_mask": [1] * 8, "labels": row[:4]} for row in rows]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_predict_with_generate(tmp_path: Any, labelled: bool) -> None:
+    data = translations(4)
+    student = translator(1)
+    args = arguments(tmp_path, PairArguments, predict_with_generate=True, generation_max_length=6)
+    trainer = Pair(student, perturbed(translator(2)), args, train_dataset=data, data_collator=collate)
+    asked = data if labelled else [{k: v for k, v in row.items() if k != "labels"} for row in data]
+    found = trainer.predict(asked)
+    inputs = collate([{k: v for k, v in row.items() if k != "labels"} for row in data])
+    written = student.eval().generate(**inputs, max_length=6)
+    assert torch.equal(torch.tensor(found.predictions)[:, : written.shape[1]], written)
+    assert ("test_loss/forward_kl" in found.metrics) == labelled
+    assert ("test_loss" in found.metrics) == labelled
+
+
+def test_an_encoder_decoder_without_anything_to_decode(tmp_path: Any) -> None:
+    data = translations(2)
+    args = arguments(tmp_path, PairArguments)
+    trainer = Pair(translator(1), perturbed(translator(2)), args, train_dataset=data, data_collator=collate)
+    unlabelled = [{k: v for k, v in row.items() if k != "labels"} for row in data]
+    with pytest.raises(ValueError, match=r"expected labels or decoder_input_ids.*predict_with_generate=True"):
+        trainer.predict(unlabelled)

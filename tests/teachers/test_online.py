@@ -269,8 +269,9 @@ NOT_A_MODEL = r"teacher: expected the id of a Hub model or a folder.*received"
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(ValueError, match=NOT_A_MODEL):
-        load_teacher_model(tmp_path / "nowhere", bert())
+    for name in (tmp_path / "nowhere", "./nowhere", "runs/one/teacher"):
+        with pytest.raises(ValueError, match=rf"{NOT_A_MODEL} '{name}', a folder that is not there\.$"):
+            load_teacher_model(name, bert())
 
 
 def test_a_folder_without_a_model(tmp_path):

@@ -1,0 +1,159 @@
+"""What the data sets must hold, checked before training starts from what costs no pass over the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow
+import pyarrow.compute
+
+from hf_distill.compatibility import predicts_tokens
+from hf_distill.items import IGNORED, Head
+
+_LABEL_COLUMNS = ("labels", "label", "label_ids")
+
+
+def check_splits(train: Any, evaluation: Any) -> None:
+    """Raise for a data set that is several splits, or empty.
+
+    Args:
+        train: the training set, or None.
+        evaluation: the evaluation set, a mapping of names to sets, or None.
+
+    Raises:
+        ValueError: naming the argument and what it holds.
+
+    Example:
+        >>> check_splits([], None)
+        Traceback (most recent call last):
+            ...
+        ValueError: train_dataset: expected at least one example, received none. Was everything filtered out?
+    """
+    if isinstance(train, dict):
+        names = ", ".join(map(str, train))
+        raise ValueError(
+            f"train_dataset: expected one data set, received {type(train).__name__} with {names}. Give one of them, "
+            f"such as train_dataset=dataset[{next(iter(train), 'train')!r}]."
+        )
+    named = evaluation.items() if isinstance(evaluation, dict) else [("", evaluation)]
+    sets = {"train_dataset": train, **{f"eval_dataset{f'[{name!r}]' * bool(name)}": d for name, d in named}}
+    for argument, dataset in sets.items():
+        if dataset is not None and hasattr(dataset, "__len__") and len(dataset) == 0:
+            raise ValueError(
+                f"{argument}: expected at least one example, received none. Was everything filtered out?"
+            )
+
+
+def check_label_names(names: Iterable[str] | None) -> None:
+    """Raise if the arguments name label columns without ``labels``, which every loss here reads.
+
+    Raises:
+        ValueError: naming the columns given.
+    """
+    if names is not None and "labels" not in names:
+        raise ValueError(
+            f"label_names: expected to find 'labels', which the label loss reads, received {list(names)}. Rename the "
+            "column: dataset.rename_column(old, 'labels')."
+        )
+
+
+def check_text_columns(dataset: Any, text_columns: Iterable[str]) -> None:
+    """Raise if the teacher's own tokenizer finds nothing to encode in a data set.
+
+    Raises:
+        ValueError: naming the columns looked for and those there.
+    """
+    names = getattr(dataset, "column_names", None)
+    if not names or any(name.startswith("teacher_") for name in names) or set(text_columns) & set(names):
+        return
+    raise ValueError(
+        f"teacher_processing_class: expected a text column to encode for the teacher ({' or '.join(text_columns)}), "
+        f"received the columns {sorted(names)}. Keep the text in the dataset, or name its columns in "
+        "teacher_text_columns."
+    )
+
+
+def check_labels(dataset: Any, model: Any, head: Head) -> None:
+    """Raise for labels that the model's head can't take: text, none at all, or a class out of range.
+
+    Read from Arrow without a copy, or from a list of examples; other data sets show theirs in training.
+
+    Args:
+        dataset: any data set.
+        model: the student, for its number of classes.
+        head: what its outputs mean.
+
+    Raises:
+        ValueError: saying which labels were expected and which came.
+    """
+    for chunk in _label_chunks(dataset):
+        column, depth = chunk, 0
+        while pyarrow.types.is_nested(column.type) and hasattr(column, "flatten"):
+            column, depth = pyarrow.compute.list_flatten(column), depth + 1
+        if column.null_count or chunk.null_count:
+            _refuse("a label for each example", "a missing one (None)", head)
+        kind = column.type
+        if pyarrow.types.is_boolean(kind) or not (
+            pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind) or pyarrow.types.is_null(kind)
+        ):
+            first = column[0].as_py() if len(column) else None
+            raise ValueError(
+                f"labels: expected numbers, received {first!r} ({kind}). Encode the column: "
+                "dataset.class_encode_column('label') for text, cast_column for another type."
+            )
+        if head.kind == "single_label":
+            _check_classes(column, model, head)
+        elif head.kind == "multi_label":
+            if pyarrow.types.is_integer(kind):
+                _refuse("floats (0.0 or 1.0)", "integers", head)
+            _check_width(chunk, depth, model, head)
+
+
+def _check_classes(column: Any, model: Any, head: Head) -> None:
+    if not pyarrow.types.is_integer(column.type):
+        _refuse("integers", f"{column.type} numbers", head)
+    config = model.config.get_text_config() if predicts_tokens(model) else model.config
+    classes = getattr(config, "vocab_size" if predicts_tokens(model) else "num_labels", None)
+    present = column.filter(pyarrow.compute.not_equal(column, IGNORED))
+    bounds = pyarrow.compute.min_max(present).as_py()
+    if classes is None or bounds["min"] is None:
+        return
+    if bounds["min"] < 0 or bounds["max"] >= classes:
+        wrong = bounds["min"] if bounds["min"] < 0 else bounds["max"]
+        raise ValueError(
+            f"labels: expected classes from 0 to {classes - 1} (the model has {classes}), or {IGNORED} for none, "
+            f"received {wrong}. Number the classes from 0, or load the model with num_labels."
+        )
+
+
+def _check_width(chunk: Any, depth: int, model: Any, head: Head) -> None:
+    lengths = set(pyarrow.compute.list_value_length(chunk).to_pylist()) if depth == 1 else {1}
+    expected = model.config.num_labels
+    if lengths - {expected}:
+        _refuse(f"{expected} numbers for each example", f"{min(lengths - {expected})}", head)
+
+
+def _refuse(expected: str, received: str, head: Head) -> None:
+    unlabelled = IGNORED if head.kind == "single_label" else "NaN"
+    raise ValueError(
+        f"labels: expected {expected}, as the student's head is {head.kind}, received {received}. Convert the "
+        f"column; an example without a label has {unlabelled} there. Set config.problem_type if the head is another."
+    )
+
+
+def _label_chunks(dataset: Any) -> Iterable[Any]:
+    """Yield the label column as Arrow arrays, where it can be had without reading anything else."""
+    if isinstance(dataset, list):
+        names = [name for name in _LABEL_COLUMNS if dataset and name in dict(dataset[0])]
+        if names and not hasattr(dataset[0][names[0]], "shape"):
+            try:
+                yield pyarrow.array([example.get(names[0]) for example in dataset])
+            except pyarrow.ArrowException:  # a mixture of kinds: the collator will say which
+                return
+        return
+    names = [name for name in _LABEL_COLUMNS if name in (getattr(dataset, "column_names", None) or ())]
+    transformed = getattr(dataset, "format", {}).get("type") == "custom" if names else True
+    if not transformed and hasattr(dataset, "with_format") and hasattr(dataset, "data"):
+        for table in dataset.select_columns(names[0]).with_format("arrow").iter(10_000):
+            yield table.column(names[0]).combine_chunks()
