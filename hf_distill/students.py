@@ -139,7 +139,7 @@ def warn_about_random_start(student: nn.Module, num_examples: int | None) -> boo
         f"The student {type(student).__name__} seems to start from random weights, with {num_examples:,} "
         f"training examples (fewer than {RANDOM_START_EXAMPLES:,}): it will probably stay far from the "
         "teacher. Start it from the teacher's layers, "
-        "hf_distill.students.student_from_teacher(teacher, num_hidden_layers=...), or from a pretrained "
+        "hf_distill.student_from_teacher(teacher, num_hidden_layers=...), or from a pretrained "
         "checkpoint, or add unlabelled examples. If you loaded its weights by hand, ignore this.",
         UserWarning,
         stacklevel=2,

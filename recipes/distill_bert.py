@@ -28,14 +28,9 @@ from hf_distill.jobs.command_line import (
     use_all_cores,
 )
 from hf_distill.jobs.comparison import TextComparison
+from hf_distill.jobs.own_teacher import first_on_main, kept_teacher
 from hf_distill.jobs.text_data import TextDataArguments, load_texts
-from hf_distill.jobs.text_models import (
-    TextModelArguments,
-    check_models,
-    first_on_main,
-    kept_teacher,
-    tokenizers_of,
-)
+from hf_distill.jobs.text_models import TextModelArguments, check_models, tokenizers_of
 from hf_distill.launch import check_launch
 from hf_distill.loss_plan import resolve_loss
 from hf_distill.support import check_supported
@@ -61,7 +56,7 @@ class TrainingSettings(DistillationTrainingArguments):
     """TrainingArguments with defaults for a small model from random weights."""
 
     output_dir: str | None = field(default="runs/distill_bert", metadata={"help": "Where everything is put"})
-    num_train_epochs: float = field(default=6.0, metadata={"help": "Epochs of the student. Default: 6"})
+    num_train_epochs: float = field(default=8.0, metadata={"help": "Epochs of the student. Default: 8"})
     learning_rate: float = field(
         default=0.0, metadata={"help": "Default: 5e-4, or 5e-5 for a student with pretrained weights"}
     )

@@ -12,8 +12,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_distill import DistillationTrainingArguments
 from hf_distill.corpora.files import DataError
+from hf_distill.jobs.own_teacher import WordDropout, kept_teacher, train_tokenizer
 from hf_distill.jobs.text_data import TextDataArguments, encode, load_texts, with_unlabelled
-from hf_distill.jobs.text_models import TextModelArguments, kept_teacher, make_student, train_tokenizer
+from hf_distill.jobs.text_models import TextModelArguments, make_student
 
 
 @pytest.fixture
@@ -42,6 +43,19 @@ def test_pairs_get_token_types_and_pads_have_id_0() -> None:
     assert tokenizer.decode(encoded["input_ids"]) == "[CLS] one two [SEP] three [SEP]"
     assert encoded["token_type_ids"] == [0, 0, 0, 0, 1, 1]
     assert tokenizer.pad_token_id == 0
+
+
+def test_word_dropout_hides_a_share_of_the_words_and_nothing_else() -> None:
+    tokenizer = train_tokenizer(["one two three four five"], 60)
+    rows = [tokenizer("one two three four five " * 40), tokenizer("one two")]
+    plain, hidden = WordDropout(tokenizer, 0.0)(rows), WordDropout(tokenizer, 0.4)(rows)
+    changed = plain["input_ids"] != hidden["input_ids"]
+    assert set(hidden["input_ids"][changed].tolist()) == {tokenizer.mask_token_id}
+    words = ~torch.isin(plain["input_ids"], torch.tensor(tokenizer.all_special_ids))
+    assert not changed[~words].any()
+    assert changed[words].float().mean() == pytest.approx(0.4, abs=0.15)
+    assert torch.equal(plain["attention_mask"], hidden["attention_mask"])
+    assert not torch.equal(hidden["input_ids"], WordDropout(tokenizer, 0.4)(rows)["input_ids"]), "drawn anew"
 
 
 def test_unlabelled_rows_are_appended_with_minus_100(splits: DatasetDict) -> None:

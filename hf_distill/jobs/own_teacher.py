@@ -1,0 +1,194 @@
+"""A classifier trained on the same texts as its students, once, and kept: the teacher where no name is given."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import DatasetDict
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from hf_distill.jobs.text_data import encode
+from hf_distill.jobs.text_models import TextModelArguments, label_names, new_bert
+from hf_distill.whole_checkpoints import last_whole_checkpoint
+
+_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def first_on_main(state: PartialState) -> AbstractContextManager[Any]:
+    """Let process 0 build what it keeps on disk, and the others read it after."""
+    return state.main_process_first()
+
+
+def train_tokenizer(texts: list[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
+    """Train a lower-casing WordPiece tokenizer with BERT's special tokens.
+
+    Example:
+        >>> tokenizer = train_tokenizer(["a small text", "another text"], 60)
+        >>> tokenizer.decode(tokenizer("A text")["input_ids"])
+        '[CLS] a text [SEP]'
+    """
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary_size, special_tokens=_SPECIAL, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    names = {f"{name.strip('[]').lower()}_token": name for name in _SPECIAL}
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
+
+
+@dataclass
+class WordDropout:
+    """Pads a batch, and hides each token behind the mask token with a probability, never a special one.
+
+    On few short texts a classifier from random weights learns single rare words by heart. Hiding
+    some makes it read the others.
+
+    Args:
+        tokenizer: gives padding and the mask token.
+        rate: the probability, in [0, 1).
+
+    Source: Iyyer et al., "Deep Unordered Composition Rivals Syntactic Methods for Text
+    Classification", ACL 2015, where the words are left out instead.
+
+    Example:
+        >>> tokenizer = train_tokenizer(["a small text", "another text"], 60)
+        >>> rows = [tokenizer("a small text"), tokenizer("text")]
+        >>> bool((WordDropout(tokenizer, 0.0)(rows)["input_ids"] == tokenizer.mask_token_id).any())
+        False
+    """
+
+    tokenizer: Any
+    rate: float
+
+    def __call__(self, features: list[Any]) -> Any:
+        """Make a batch, with draws from PyTorch's global generator."""
+        batch = DataCollatorWithPadding(self.tokenizer)(features)
+        tokens = batch["input_ids"]
+        kept = torch.isin(tokens, torch.tensor(self.tokenizer.all_special_ids))
+        hidden = torch.rand(tokens.shape) < self.rate
+        batch["input_ids"] = tokens.masked_fill(hidden & ~kept, self.tokenizer.mask_token_id)
+        return batch
+
+
+def kept_teacher(
+    settings: TextModelArguments,
+    splits: DatasetDict,
+    args: TrainingArguments,
+    length: int,
+    say: Callable[[str], None],
+) -> Path:
+    """Return the folder of a teacher trained on these texts with these settings; train it if it is not there.
+
+    The folder's name is a hash of the texts and the settings, so another task gets another teacher.
+    It is filled beside and renamed when whole; a run that was killed goes on from its last checkpoint.
+    """
+    names = ("vocabulary_size", *(name for name in asdict(settings) if name.startswith("teacher_")))
+    wanted = {name: getattr(settings, name) for name in names}
+    wanted |= {"length": length, "batch": args.per_device_train_batch_size * args.world_size}
+    wanted |= {name: getattr(args, name) for name in ("seed", "bf16", "fp16", "warmup_steps", "weight_decay")}
+    wanted["labels"] = label_names(splits)
+    digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode())
+    train = splits["train"]
+    for column in train.column_names:
+        digest.update(json.dumps(train[column][:]).encode())
+    folder = Path(str(args.output_dir)) / f"teacher-{digest.hexdigest()[:12]}"
+    if folder.is_dir():
+        say(f"Teacher: kept from an earlier run in {folder}")
+        return folder
+    say(
+        f"Teacher: training {settings.teacher_layers} layers of width {settings.teacher_width} into {folder} ..."
+    )
+    _train_teacher(settings, splits, args, length, folder)
+    return folder
+
+
+def summed_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    """Return the cross-entropy divided by the count that plain Trainer believes every model divides by.
+
+    With BERT's own mean the teacher's gradient would be too large by the number of processes.
+
+    Example:
+        >>> import torch
+        >>> summed_loss({"logits": torch.zeros(2, 4)}, torch.tensor([0, 1]), 2)
+        tensor(1.3863)
+    """
+    total = cross_entropy(outputs["logits"].float(), labels, reduction="sum")
+    return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
+
+
+def _train_teacher(
+    settings: TextModelArguments, splits: DatasetDict, args: TrainingArguments, length: int, folder: Path
+) -> None:
+    state = PartialState()
+    unfinished = folder.with_name(f"_{folder.name}-unfinished")
+    with first_on_main(state):
+        if not (unfinished / "tokenizer_config.json").is_file():
+            texts = [text for name in ("text", "text_pair") if name in splits["train"].column_names
+                     for text in splits["train"][name]]  # fmt: skip
+            train_tokenizer(texts, settings.vocabulary_size).save_pretrained(str(unfinished))
+        tokenizer = AutoTokenizer.from_pretrained(str(unfinished))
+        train = encode(splits["train"], tokenizer, length)
+    set_seed(args.seed)
+    model = new_bert(
+        settings.teacher_layers, settings.teacher_width, splits, tokenizer, length, settings.teacher_dropout
+    )
+    trainer = Trainer(
+        model,
+        TrainingArguments(
+            output_dir=str(unfinished / "checkpoints"),
+            num_train_epochs=settings.teacher_epochs,
+            learning_rate=settings.teacher_learning_rate,
+            per_device_train_batch_size=args.per_device_train_batch_size,
+            train_sampling_strategy=args.train_sampling_strategy,
+            warmup_steps=args.warmup_steps,
+            weight_decay=args.weight_decay,
+            bf16=args.bf16,
+            fp16=args.fp16,
+            use_cpu=args.use_cpu,
+            seed=args.seed,
+            save_total_limit=1,
+            save_strategy="epoch",
+            logging_strategy="epoch",
+            report_to="none",
+            disable_tqdm=args.disable_tqdm,
+        ),
+        train_dataset=train,
+        data_collator=WordDropout(tokenizer, settings.teacher_word_dropout),
+        processing_class=tokenizer,
+        compute_loss_func=summed_loss,
+    )
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(str(unfinished / "checkpoints")))
+    trainer.save_model(str(unfinished))
+    state.wait_for_everyone()
+    if state.is_main_process:
+        shutil.rmtree(unfinished / "checkpoints", ignore_errors=True)
+        (unfinished / "training_args.bin").unlink(missing_ok=True)
+        os.replace(unfinished, folder)
+    state.wait_for_everyone()
