@@ -17,6 +17,49 @@ from hf_distill.objectives import Objective, objective_classes
 TARGET = Path(__file__).resolve().parent / "objectives.md"
 COMMAND = "python docs/generate_objectives.py"
 
+SCHEDULES = """## Schedules
+
+Any `weight`, `label_weight`, `alpha` (which moves both terms) and any temperature may be a schedule instead of a
+number, in Python, JSON or YAML; on the command line `--alpha '{"schedule": "linear", "start": 0, "end": 1}'`:
+
+| `schedule` | Keys | Value |
+| --- | --- | --- |
+| `constant` | `value` | the number itself, but logged |
+| `linear` | `start`, `end`, perhaps `steps`, `delay_steps` | `start + (end - start) * f` |
+| `cosine` | `start`, `end`, perhaps `steps`, `delay_steps` | `start + (end - start) * (1 - cos(pi f)) / 2` |
+| `warmup` | `value`, `steps`, perhaps `delay_steps` | `value * f`; it starts at 0, so it is for weights |
+
+f rises from 0 to 1 over `steps` and then stays; before, the start is held for `delay_steps`. Both are a share of
+training, rounded up to whole steps, or a whole number of steps above 1, as `TrainingArguments.warmup_steps` has it but
+that 1 is the whole training. Without `steps` f takes the rest of training. As with learning rates, the first step has
+f = 0, and the last one is a step short of 1. What would be out of range at any step is refused before training.
+
+```python
+objectives = [
+    {
+        "name": "forward_kl",
+        "weight": {"schedule": "warmup", "value": 0.5, "steps": 0.1},
+        "temperature": {"schedule": "cosine", "start": 4.0, "end": 1.0},
+    }
+]
+```
+
+logs, with `max_steps=100` and `logging_steps=25`, the values of the step just made beside the parts, which stay
+unweighted:
+
+```
+{'loss': 0.6408, ..., 'loss/label': 1.15, 'loss/forward_kl': 0.1874, 'schedule/forward_kl/weight': 0.5,
+ 'schedule/forward_kl/temperature': 3.593, 'epoch': 0.25}
+{'loss': 0.617, ..., 'loss/label': 1.149, 'loss/forward_kl': 0.08499, 'schedule/forward_kl/weight': 0.5,
+ 'schedule/forward_kl/temperature': 2.547, 'epoch': 0.5}
+```
+
+A term is left out of the steps where its weight is 0, its logged part is the mean over the others, and a step without
+any term does not run the teacher. Values follow from the steps done and `max_steps` alone, so a resumed run goes on
+where it was. Evaluation takes the values after the steps done, so `eval_loss`, and a part with a scheduled temperature,
+move with them: choose the best model by a metric that does not (`loss/label`, `mean_kl`, `agreement` or your own).
+"""
+
 HEADER = f"""# Objectives
 
 <!-- Written by `{COMMAND}` from hf_distill/objectives/*.py. Edit the docstrings there, not this file. -->
@@ -36,6 +79,7 @@ DistillationTrainingArguments(
 Each gives one value per row of its level, in float32 or better; the trainer takes the mean over the rows of the whole
 accumulated batch on all processes, and multiplies by the weight. Level `item` is a supervised position (an example, or
 a token with a label), `example` is an example, `token` an attended position. "Needs" is what the teacher must give.
+Weights and temperatures may move while training goes on: see [schedules](#schedules).
 """
 
 _SECTIONS = ("Formula", "Shapes", "Units", "Args", "Raises", "Source", "Example")
@@ -43,7 +87,12 @@ _SECTIONS = ("Formula", "Shapes", "Units", "Args", "Raises", "Source", "Example"
 
 def render(classes: Mapping[str, type[Objective]]) -> str:
     """Return the whole page for some objectives by name."""
-    parts = [HEADER, table(classes), *(section(name, cls) for name, cls in sorted(classes.items()))]
+    parts = [
+        HEADER,
+        table(classes),
+        SCHEDULES,
+        *(section(name, cls) for name, cls in sorted(classes.items())),
+    ]
     return "\n".join(parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +20,13 @@ class DistillationArgumentsMixin:
     Giving both is an error. Nothing is resolved here: a hyper-parameter trial may still set them,
     so :func:`hf_distill.loss_plan.resolve_loss` reads them when training starts.
 
+    ``alpha``, ``temperature``, ``label_weight``, and any weight or temperature in ``objectives`` may be
+    a schedule instead of a number, a mapping like ``{"schedule": "linear", "start": 0.0, "end": 1.0}``
+    (:func:`hf_distill.schedules.read_schedule`); on the command line it is JSON.
+
     Args:
         alpha: weight of the teacher's term, in [0, 1]; 0 is the plain Trainer, 1 needs no labels.
-            Default 0.5.
+            Default 0.5. A schedule moves both terms.
         temperature: T, above 0. Default 2.0.
         objectives: the long form: a list of ``{name, weight, key, ...settings}``; on the command
             line JSON or the path of a YAML file.
@@ -38,18 +43,21 @@ class DistillationArgumentsMixin:
         (0.7, None)
     """
 
-    alpha: float | None = field(
+    # HfArgumentParser takes a union for text if str is its second type; __post_init__ reads the text.
+    alpha: float | str | dict[str, Any] | None = field(
         default=None,
         metadata={
             "help": "Distillation, short form: weight of the teacher's term in [0, 1]; loss = (1 - alpha) * "
-            "label loss + alpha * T^2 * KL(teacher || student). 0 is the plain Trainer, 1 needs no labels. "
-            "Default: 0.5"
+            "label loss + alpha * T^2 * KL(teacher || student). 0 is the plain Trainer, 1 needs no labels. A "
+            "number, or a schedule as JSON, e.g. "
+            '\'{"schedule": "linear", "start": 0, "end": 1}\'. Default: 0.5'
         },
     )
-    temperature: float | None = field(
+    temperature: float | str | dict[str, Any] | None = field(
         default=None,
         metadata={
-            "help": "Distillation, short form: temperature T, above 0, that softens both. Default: 2.0"
+            "help": "Distillation, short form: temperature T, above 0, that softens both; a number or a schedule. "
+            "Default: 2.0"
         },
     )
     objectives: list[dict[str, Any]] | str | None = field(
@@ -60,10 +68,11 @@ class DistillationArgumentsMixin:
             '\'[{"name": "forward_kl", "weight": 0.5, "temperature": 4}]\''
         },
     )
-    label_weight: float | None = field(
+    label_weight: float | str | dict[str, Any] | None = field(
         default=None,
         metadata={
-            "help": "Distillation, long form: absolute weight of the label loss, at least 0. Default: 1.0"
+            "help": "Distillation, long form: absolute weight of the label loss, at least 0; a number or a schedule. "
+            "Default: 1.0"
         },
     )
     teacher_revision: str | None = field(
@@ -100,7 +109,9 @@ class DistillationArgumentsMixin:
         """Make numbers floats, so that a search that starts from 0 does not cast its trials to int."""
         for name in ("alpha", "temperature", "label_weight"):
             value = getattr(self, name)
-            if isinstance(value, int) and not isinstance(value, bool):
+            if isinstance(value, str):
+                setattr(self, name, _from_text(name, value))
+            elif isinstance(value, int) and not isinstance(value, bool):
                 setattr(self, name, float(value))
         direction_open = getattr(self, "greater_is_better", None) is None
         parent = getattr(super(), "__post_init__", None)
@@ -111,6 +122,18 @@ class DistillationArgumentsMixin:
             # TrainingArguments takes every name that does not end in "loss" for one of which more is better,
             # and would keep the worst checkpoint by loss/label or mean_kl.
             vars(self)["greater_is_better"] = False
+
+
+def _from_text(name: str, text: str) -> float | dict[str, Any]:
+    """Return the number or the schedule that the command line gives."""
+    try:
+        value = json.loads(text) if text.lstrip().startswith("{") else float(text)
+    except ValueError:
+        raise ValueError(
+            f"{name}: expected a number, or a schedule as JSON like "
+            f'{{"schedule": "linear", "start": 0.0, "end": 1.0}}, received {text!r}.'
+        ) from None
+    return value
 
 
 @dataclass

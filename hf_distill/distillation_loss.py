@@ -12,9 +12,17 @@ from hf_distill.items import select_rows
 from hf_distill.label_loss import LabelLossMixin, zero_with_graph
 from hf_distill.loss_plan import LossPlan
 from hf_distill.normalisation import Normalisation
+from hf_distill.schedules import highest, value_at
 from hf_distill.teachers.finite_check import FiniteCheck
 from hf_distill.teachers.online import add_decoder_inputs, logits_of
 from hf_distill.teachers.signals import Teacher, TeacherSignals
+
+
+def weighted_sum(plan: LossPlan, parts: dict[str, Any]) -> Any:
+    """Return the loss from its unweighted parts, or None without any that has a weight above 0."""
+    weights: dict[str, Any] = plan.weights
+    weighted = [weights[key] * part for key, part in parts.items() if weights[key] > 0]
+    return sum(weighted[1:], start=weighted[0]) if weighted else None
 
 
 class DistillationLossMixin(LabelLossMixin):
@@ -24,6 +32,7 @@ class DistillationLossMixin(LabelLossMixin):
     """
 
     plan: LossPlan
+    _plan_of_step: tuple[LossPlan, int, int, LossPlan] | None = None
     teacher: Teacher
     _finite: FiniteCheck
     _part_sums: dict[str, torch.Tensor]
@@ -65,8 +74,19 @@ class DistillationLossMixin(LabelLossMixin):
             self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             vars(model)["_is_accelerate_prepared"] = False
 
+    def step_plan(self) -> LossPlan:
+        """Return the loss of the optimizer step under way, the same for all of its micro-batches.
+
+        It follows from the steps done and all steps alone, so a resumed run goes on where it was.
+        """
+        step, max_steps = self.state.global_step, self.state.max_steps
+        known = self._plan_of_step
+        if known is None or known[0] is not self.plan or known[1:3] != (step, max_steps):
+            known = self._plan_of_step = (self.plan, step, max_steps, self.plan.at(step, max_steps))
+        return known[3]
+
     def _uses_label_loss(self, batches: list[Any]) -> bool:
-        return self.plan.label_weight > 0 and super()._uses_label_loss(batches)
+        return self.step_plan().needs_labels and super()._uses_label_loss(batches)
 
     def compute_loss(
         self,
@@ -78,37 +98,33 @@ class DistillationLossMixin(LabelLossMixin):
         """Return ``label_weight * label loss + sum_i weight_i * sum(values_i) / count(level_i)``.
 
         The counts are those of the whole accumulated batch over all ranks; outside of training,
-        those of the batch.
+        those of the batch. The weights and temperatures are those of the step: a term whose weight
+        is 0 is left out, and without any term the teacher is not asked.
         """
+        plan = self.step_plan()
         parts: dict[str, torch.Tensor] = {}
-        if self.plan.label_weight > 0:
+        if plan.needs_labels:
             if inputs.get("labels") is None:
                 raise ValueError(
                     f"labels: expected labels in the batch, because the label loss has the weight "
-                    f"{self.plan.label_weight}, received {sorted(inputs)}. Add them, or set alpha=1."
+                    f"{plan.label_weight}, received {sorted(inputs)}. Add them, or set alpha=1."
                 )
             parts["label"], outputs = self.label_loss(model, inputs, num_items_in_batch)
         else:
             outputs = self.student_outputs(model, inputs)
-        if self.plan.terms:
+        if plan.terms:
             signals = self.teacher_signals(inputs)
             for key, (total, count) in self.objective_sums(outputs, signals, inputs).items():
-                level = next(term.objective.level for term in self.plan.terms if term.key == key)
+                level = next(term.objective.level for term in plan.terms if term.key == key)
                 share = self._share(level, count)
                 parts[key] = total * (share if isinstance(share, float) else share.to(total.dtype))
-        loss = self.weighted_sum(parts)
+        loss = weighted_sum(plan, parts)
         if loss is None:
             loss = zero_with_graph(logits_of(outputs, "student"))
         if self._totals is not None:
             for key, part in parts.items():
                 self._part_sums[key] = self._part_sums.get(key, 0.0) + part.detach()
         return (loss, outputs) if return_outputs else loss
-
-    def weighted_sum(self, parts: dict[str, Any]) -> Any:
-        """Return the loss from its unweighted parts, or None without any."""
-        weights = {"label": self.plan.label_weight, **{term.key: term.weight for term in self.plan.terms}}
-        weighted = [weights[key] * part for key, part in parts.items()]
-        return sum(weighted[1:], start=weighted[0]) if weighted else None
 
     def student_outputs(self, model: nn.Module, batch: dict[str, Any]) -> Any:
         """Run the student without labels."""
@@ -135,7 +151,8 @@ class DistillationLossMixin(LabelLossMixin):
         if rows.teacher.logits is not None:
             self._finite.see(rows.teacher.logits, self.state.global_step)
         return {
-            term.key: (term.objective(rows).sum(), rows.student_logits.shape[0]) for term in self.plan.terms
+            term.key: (term.objective(rows).sum(), rows.student_logits.shape[0])
+            for term in self.step_plan().terms
         }
 
     @staticmethod
@@ -155,21 +172,42 @@ class DistillationLossMixin(LabelLossMixin):
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _collect_parts(self, steps: int) -> None:
-        """Average the parts over the logging window and all ranks: one gather for all of them."""
+        """Average the parts over the logging window and all ranks: one gather for all of them.
+
+        A part whose weight is 0 at some steps is averaged over the others. The scheduled values are
+        those of the last step made.
+        """
         self._raise_on_bad_teacher()
-        keys = [key for key in ["label", *(term.key for term in self.plan.terms)] if key in self._part_sums]
-        if self.accelerator.num_processes > 1:
-            # A rank whose batches had no rows of a level has no such part, and gathers must agree.
-            weights = {"label": self.plan.label_weight, **{term.key: term.weight for term in self.plan.terms}}
-            keys = [key for key, weight in weights.items() if weight > 0]
+        active = self._active_steps(steps)
+        # A rank whose batches had no rows of a level has no such part, and gathers must agree.
+        alone = self.accelerator.num_processes == 1
+        keys = [key for key in active if key in self._part_sums or not alone]
         sums = [self._part_sums.get(key, 0.0) for key in keys]
+        self._pending_parts = {}
         if keys:
             stacked = torch.stack(
                 [torch.as_tensor(s, dtype=torch.float32, device=self.args.device) for s in sums]
             )
-            means = self.accelerator.gather(stacked).reshape(-1, len(keys)).mean(0) / steps
+            means = self.accelerator.gather(stacked).reshape(-1, len(keys)).mean(0)
+            means /= torch.tensor([active[key] for key in keys], device=means.device)
             self._pending_parts = {f"loss/{k}": v for k, v in zip(keys, means.tolist(), strict=True)}
+        self._pending_parts |= self._scheduled_values(self.state.global_step - 1)
         self._part_sums = {}
+
+    def _active_steps(self, steps: int) -> dict[str, int]:
+        """Return in how many of the last steps each part had a weight above 0, if in any."""
+        if not self.plan.schedules:
+            return {key: steps for key, weight in self.plan.weights.items() if highest(weight) > 0}
+        counts = dict.fromkeys(self.plan.weights, 0)
+        done, max_steps = self.state.global_step, self.state.max_steps
+        for moment in range(done - steps, done):
+            for key, weight in self.plan.weights.items():
+                counts[key] += value_at(weight, moment, max_steps) > 0
+        return {key: count for key, count in counts.items() if count}
+
+    def _scheduled_values(self, step: int) -> dict[str, float]:
+        """Return the values of all schedules at a step, by their names in the logs."""
+        return {name: s.at(step, self.state.max_steps) for name, s in self.plan.schedules.items()}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as Trainer does, with the parts of the loss beside it."""

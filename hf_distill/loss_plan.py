@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,49 +14,123 @@ import yaml
 
 from hf_distill.objectives import Objective, build_objective
 from hf_distill.objectives.base import HeadKind, check_temperature
+from hf_distill.schedules import (
+    Complement,
+    Schedule,
+    Scheduled,
+    as_plain,
+    highest,
+    read_schedule,
+    value_at,
+)
 
 DEFAULT_ALPHA = 0.5
 DEFAULT_TEMPERATURE = 2.0
 _HEAD_OBJECTIVE = {"single_label": "forward_kl", "multi_label": "binary_kl", "regression": "regression"}
 _RESERVED = {"name", "weight", "key"}
+# The settings of objectives that may be schedules.
+_TEMPERATURES = ("temperature", "teacher_temperature", "student_temperature")
 # Sums that evaluation keeps beside the objectives', under these names.
 _KEYS_OF_EVALUATION = {"label", "agreement", "mean_kl"}
 
 
 @dataclass(frozen=True)
 class Term:
-    """One weighted objective of a run; ``key`` is its name in the logs."""
+    """One weighted objective of a run; ``key`` is its name in the logs.
+
+    ``temperatures`` are those of its settings that are scheduled; the objective itself has them as they
+    are at the start.
+    """
 
     objective: Objective
-    weight: float
+    weight: Scheduled
     key: str
+    temperatures: tuple[tuple[str, Schedule], ...] = ()
+
+    def at(self, step: int, max_steps: int) -> Term:
+        """Return the term with the numbers of one step."""
+        objective = self.objective
+        if self.temperatures:
+            values = {name: schedule.at(step, max_steps) for name, schedule in self.temperatures}
+            objective = replace(objective, **values)  # type: ignore[type-var]
+        return Term(objective, value_at(self.weight, step, max_steps), self.key)
 
 
 @dataclass(frozen=True)
 class LossPlan:
-    """``loss = label_weight * label loss + sum_i weight_i * objective_i``, terms of weight 0 left out."""
+    """``loss = label_weight * label loss + sum_i weight_i * objective_i``, terms of weight 0 left out.
 
-    label_weight: float
+    Weights, and temperatures of objectives, may be schedules: :meth:`at` gives the plan of one step, in
+    which they are numbers.
+    """
+
+    label_weight: Scheduled
     terms: tuple[Term, ...]
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether any term asks the teacher in training."""
+        """Whether any term asks the teacher in training, at some step."""
         return bool(self.terms)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the label loss has a weight above 0 at some step."""
+        return highest(self.label_weight) > 0
+
+    @property
+    def weights(self) -> dict[str, Scheduled]:
+        """The weight of each part of the loss, by its name in the logs."""
+        return {"label": self.label_weight, **{term.key: term.weight for term in self.terms}}
+
+    @cached_property
+    def schedules(self) -> dict[str, Schedule | Complement]:
+        """What is scheduled, by its name in the logs, like ``schedule/forward_kl/weight``."""
+        weights = {f"schedule/{key}/weight": weight for key, weight in self.weights.items()}
+        found = {name: weight for name, weight in weights.items() if not isinstance(weight, (int, float))}
+        for term in self.terms:
+            found.update({f"schedule/{term.key}/{name}": schedule for name, schedule in term.temperatures})
+        return found
+
+    def at(self, step: int, max_steps: int, keep_idle: bool = False) -> LossPlan:
+        """Return the plan of one step, without schedules; a plan without any is its own.
+
+        Args:
+            step: optimizer steps done so far, ``state.global_step``.
+            max_steps: optimizer steps of the whole training, ``state.max_steps``.
+            keep_idle: keep terms whose weight is 0 at this step, as evaluation does, which shows
+                the same parts at every step.
+
+        Example:
+            >>> from types import SimpleNamespace
+            >>> alpha = {"schedule": "linear", "start": 0.0, "end": 1.0}
+            >>> plan = resolve_loss(SimpleNamespace(alpha=alpha), "single_label")
+            >>> plan.at(0, max_steps=4)
+            LossPlan(label_weight=1.0, terms=())
+            >>> plan.at(1, max_steps=4).weights
+            {'label': 0.75, 'forward_kl': 0.25}
+        """
+        if not self.schedules:
+            return self
+        terms = (term.at(step, max_steps) for term in self.terms)
+        return LossPlan(
+            value_at(self.label_weight, step, max_steps),
+            tuple(term for term in terms if keep_idle or highest(term.weight) > 0),
+        )
 
     def describe(self) -> dict[str, Any]:
         """Return the plan as plain values, for the model card and the results file."""
         return {
-            "label_weight": self.label_weight,
+            "label_weight": as_plain(self.label_weight),
             "objectives": [
                 {
                     "name": term.objective.name,
-                    "weight": term.weight,
+                    "weight": as_plain(term.weight),
                     "key": term.key,
                     **{
                         field.name: getattr(term.objective, field.name)
                         for field in fields(term.objective)  # type: ignore[arg-type]
                     },
+                    **{name: schedule.describe() for name, schedule in term.temperatures},
                 }
                 for term in self.terms
             ],
@@ -67,6 +142,8 @@ def resolve_loss(args: Any, head: HeadKind) -> LossPlan:
 
     The short form takes the objective that fits the head: ``forward_kl``, ``binary_kl`` for
     multi-label heads (the sigmoid form), ``regression`` for regression heads (no temperature).
+    ``alpha``, ``label_weight``, any ``weight`` and any temperature may be a schedule, as
+    :func:`hf_distill.schedules.read_schedule` reads it.
 
     Args:
         args: any arguments; fields of :class:`hf_distill.arguments.DistillationArgumentsMixin`
@@ -74,8 +151,9 @@ def resolve_loss(args: Any, head: HeadKind) -> LossPlan:
         head: the kind of head the student has.
 
     Raises:
-        ValueError: both forms given, a number out of range, an unknown objective or setting, a key
-            used twice, an objective that the head has no meaning for, or nothing to train on.
+        ValueError: both forms given, a number out of range, be it only at some point of a schedule,
+            an unknown objective, setting or schedule, a key used twice, an objective that the head
+            has no meaning for, or nothing to train on.
 
     Example:
         >>> from types import SimpleNamespace
@@ -98,27 +176,48 @@ def resolve_loss(args: Any, head: HeadKind) -> LossPlan:
             f"received both: alpha={alpha}, temperature={temperature} and objectives. Drop alpha and "
             "temperature, and set weight and temperature in the objectives."
         )
-    weight = _number("label_weight", 1.0 if label_weight is None else label_weight)
+    weight = _number_or_schedule("label_weight", 1.0 if label_weight is None else label_weight)
     return LossPlan(weight, _long_form(_read(objectives), head, weight))
 
 
 def _short_form(alpha: Any, temperature: Any, head: HeadKind) -> LossPlan:
-    alpha = _number("alpha", DEFAULT_ALPHA if alpha is None else alpha)
-    if alpha > 1:
+    alpha = _number_or_schedule("alpha", DEFAULT_ALPHA if alpha is None else alpha)
+    if highest(alpha) > 1:
         raise ValueError(
-            f"alpha: expected a number in [0, 1], received {alpha}. For weights that do not sum to 1 use objectives."
+            f"alpha: expected a number in [0, 1]{'' if isinstance(alpha, float) else ' at every step'}, received "
+            f"{as_plain(alpha)}. For weights that do not sum to 1 use objectives."
         )
     # Checked even where alpha is 0 or the head has no temperature: a mistake is one all the same.
-    temperature = DEFAULT_TEMPERATURE if temperature is None else temperature
-    check_temperature(temperature, "temperature")
+    temperature = _temperature("temperature", DEFAULT_TEMPERATURE if temperature is None else temperature)
     name = _HEAD_OBJECTIVE[head]
-    settings = {} if name == "regression" else {"temperature": float(temperature)}
-    objective = build_objective(name, settings)
-    terms = () if alpha == 0 else (Term(objective, alpha, name),)
-    return LossPlan(1.0 - alpha, terms)
+    settings = {} if name == "regression" else {"temperature": temperature}
+    objective, temperatures = _build(name, settings, "the short form")
+    terms = () if highest(alpha) == 0 else (Term(objective, alpha, name, temperatures),)
+    return LossPlan(1.0 - alpha if isinstance(alpha, float) else Complement(alpha), terms)
 
 
-def _long_form(specifications: list[Any], head: HeadKind, label_weight: float) -> tuple[Term, ...]:
+def _build(
+    name: str, settings: dict[str, Any], where: str
+) -> tuple[Objective, tuple[tuple[str, Schedule], ...]]:
+    """Build an objective as it is at the start, and return it with the schedules of its temperatures."""
+    schedules: dict[str, Schedule] = {}
+    for key, value in settings.items():
+        if key in _TEMPERATURES and isinstance(value, Mapping):
+            value = _temperature(f"{where} {key}", value)
+        elif isinstance(value, Mapping) and "schedule" in value:
+            raise ValueError(
+                f"{where} {key}: expected a number, received the schedule {dict(value)!r}. Only weights and "
+                f"temperatures ({', '.join(_TEMPERATURES)}) can be scheduled."
+            )
+        if isinstance(value, Schedule):
+            schedules[key] = value
+    objective = build_objective(name, {**settings, **{key: s.start for key, s in schedules.items()}})
+    if schedules:  # an objective may want more of a temperature than that it is above 0
+        build_objective(name, {**settings, **{key: s.end for key, s in schedules.items()}})
+    return objective, tuple(schedules.items())
+
+
+def _long_form(specifications: list[Any], head: HeadKind, label_weight: Scheduled) -> tuple[Term, ...]:
     terms: list[Term] = []
     keys: set[str] = set()
     for position, specification in enumerate(specifications):
@@ -128,7 +227,8 @@ def _long_form(specifications: list[Any], head: HeadKind, label_weight: float) -
                 f"'weight': 1.0}}, received {specification!r}."
             )
         name = specification["name"]
-        objective = build_objective(name, {k: v for k, v in specification.items() if k not in _RESERVED})
+        settings = {k: v for k, v in specification.items() if k not in _RESERVED}
+        objective, temperatures = _build(name, settings, f"objectives[{position}]")
         key = str(specification.get("key") or objective.name)
         if key in keys or key in _KEYS_OF_EVALUATION:
             raise ValueError(
@@ -141,10 +241,10 @@ def _long_form(specifications: list[Any], head: HeadKind, label_weight: float) -
                 f"objective {name!r} is defined for {', '.join(sorted(objective.heads))} heads; the student's is "
                 f"{head}. Use {fitting!r}, or set the student's config.problem_type."
             )
-        weight = _number(f"objectives[{position}] weight", specification.get("weight", 1.0))
-        if weight > 0:
-            terms.append(Term(objective, weight, key))
-    if label_weight == 0 and not terms:
+        weight = _number_or_schedule(f"objectives[{position}] weight", specification.get("weight", 1.0))
+        if highest(weight) > 0:
+            terms.append(Term(objective, weight, key, temperatures))
+    if highest(label_weight) == 0 and not terms:
         raise ValueError("nothing to train on: label_weight is 0 and no objective has a weight above 0.")
     return tuple(terms)
 
@@ -175,8 +275,21 @@ def _read(objectives: Any) -> list[Any]:
     return objectives
 
 
-def _number(name: str, value: Any) -> float:
-    """Return a finite number of at least 0; searches may hand over ints."""
+def _temperature(name: str, value: Any) -> float | Schedule:
+    """Return a temperature above 0, or a schedule that is above 0 at every step."""
+    if not isinstance(value, Mapping):
+        check_temperature(value, name)
+        return float(value)
+    schedule = read_schedule(name, value)
+    for point, number in zip(("start", "end"), schedule.ends, strict=True):
+        check_temperature(number, f"{name}, at the {point} of its schedule")
+    return schedule
+
+
+def _number_or_schedule(name: str, value: Any) -> float | Schedule:
+    """Return a finite number of at least 0, or a schedule; searches may hand over ints."""
+    if isinstance(value, Mapping):
+        return read_schedule(name, value)
     if (
         isinstance(value, bool)
         or not isinstance(value, (int, float))

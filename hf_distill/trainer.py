@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from hf_distill.launch import check_launch
 from hf_distill.loss_plan import DEFAULT_ALPHA, DEFAULT_TEMPERATURE, LossPlan, resolve_loss
 from hf_distill.normalisation import Normalisation, untouched_randomness
 from hf_distill.publishing import PublishingMixin
+from hf_distill.schedules import as_plain
 from hf_distill.students import warn_about_random_start
 from hf_distill.support import check_supported
 from hf_distill.teachers.finite_check import FiniteCheck
@@ -197,13 +199,13 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
                     f"objective {term.key!r}: expected a teacher that gives {', '.join(sorted(missing))}, received "
                     f"{self.teacher.name}, which gives {', '.join(sorted(self.teacher.provides))}."
                 )
-        if plan.label_weight > 0 and self.train_dataset is not None:
+        if plan.needs_labels and self.train_dataset is not None:
             names = getattr(self.train_dataset, "column_names", None)
             if names and not {"label", "labels", "label_ids"} & set(names):
                 raise ValueError(
                     f"labels: expected a column named labels, because the label loss has the weight "
-                    f"{plan.label_weight}, received the columns {sorted(names)}. Add the labels, or set alpha=1 to "
-                    "train on the teacher alone."
+                    f"{as_plain(plan.label_weight)}, received the columns {sorted(names)}. Add the labels, or set "
+                    "alpha=1 to train on the teacher alone."
                 )
         return plan
 
@@ -211,9 +213,11 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         """Return the loss of this run as plain values: the short form if it was given, and all weights."""
         short = {name: getattr(self.args, name, None) for name in ("alpha", "temperature")}
         if getattr(self.args, "objectives", None) is None:
+            given = {"alpha": DEFAULT_ALPHA, "temperature": DEFAULT_TEMPERATURE}
+            given |= {name: value for name, value in short.items() if value is not None}
             short = {
-                "alpha": DEFAULT_ALPHA if short["alpha"] is None else float(short["alpha"]),
-                "temperature": float(short["temperature"] or DEFAULT_TEMPERATURE),
+                name: dict(value) if isinstance(value, Mapping) else float(value)
+                for name, value in given.items()
             }
         return {**short, **self.plan.describe(), "teacher": self.teacher.name}
 

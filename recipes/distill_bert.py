@@ -60,9 +60,11 @@ class TrainingSettings(DistillationTrainingArguments):
     learning_rate: float = field(
         default=0.0, metadata={"help": "Default: 5e-4, or 5e-5 for a student with pretrained weights"}
     )
-    alpha: float | None = field(
+    alpha: float | str | dict[str, Any] | None = field(
         default=None,
-        metadata={"help": "Weight of the teacher's term in [0, 1]. Default: 0.7 with T = 4 here"},
+        metadata={
+            "help": "Weight of the teacher's term in [0, 1], or its schedule. Default: 0.7 with T = 4 here"
+        },
     )
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Texts per step and process"})
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Texts per evaluation step"})

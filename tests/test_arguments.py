@@ -10,9 +10,11 @@ from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArg
 from hf_distill import DistillationArgumentsMixin, DistillationTrainingArguments
 from hf_distill.loss_plan import LossPlan, Term, resolve_loss
 from hf_distill.objectives.forward_kl import ForwardKL
+from hf_distill.schedules import Schedule
 
 NEW_FIELDS = [field.name for field in dataclasses.fields(DistillationArgumentsMixin)]
 OBJECTIVES = [{"name": "forward_kl", "weight": 0.5, "temperature": 4}]
+RISING = {"schedule": "linear", "start": 0.0, "end": 1.0}
 # Read more than once below; the values are those that the command line has to give.
 COMMAND_LINE = {
     "alpha": ("0.3", 0.3),
@@ -92,6 +94,23 @@ def test_short_form_on_the_command_line_resolves(output_dir):
     assert plan.terms == (Term(ForwardKL(4.0), 0.3, "forward_kl"),)
 
 
+@pytest.mark.parametrize("name", ["alpha", "temperature", "label_weight"])
+def test_a_schedule_is_json_on_the_command_line(output_dir, name):
+    assert getattr(parse(output_dir, f"--{name}", json.dumps(RISING)), name) == RISING
+    assert getattr(make(output_dir, **{name: RISING}), name) == RISING
+
+
+def test_a_schedule_on_the_command_line_resolves(output_dir):
+    plan = resolve_loss(parse(output_dir, "--alpha", json.dumps(RISING)), "single_label")
+    assert plan.terms[0].weight == Schedule("linear", 0.0, 1.0)
+
+
+@pytest.mark.parametrize("text", ["half", "", '{"schedule": ', "1,5"])
+def test_text_that_is_neither_a_number_nor_json(output_dir, text):
+    with pytest.raises(ValueError, match=r"alpha: expected a number, or a schedule as JSON .*, received"):
+        parse(output_dir, "--alpha", text)
+
+
 def test_long_form_as_json_on_the_command_line_resolves(output_dir):
     args = parse(output_dir, "--objectives", json.dumps(OBJECTIVES), "--label_weight", "0")
     assert resolve_loss(args, "single_label") == LossPlan(0.0, (Term(ForwardKL(4), 0.5, "forward_kl"),))
@@ -146,6 +165,8 @@ def test_help_prints_and_names_the_loss():
         {},
         {"alpha": 0.3, "temperature": 4.0},
         {"objectives": OBJECTIVES, "label_weight": 0.5},
+        {"alpha": RISING},
+        {"objectives": [{"name": "forward_kl", "weight": RISING}], "label_weight": RISING},
         {"objectives": json.dumps(OBJECTIVES), "teacher_text_columns": ["text"], "teacher_dtype": "float32"},
     ],
 )

@@ -1,14 +1,17 @@
 """The generated and the measured pages in docs/: current, and checked to be so."""
 
+import ast
 import importlib.util
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 
+from hf_distill.loss_plan import resolve_loss
 from hf_distill.objectives import Objective, objective_classes
 
 
@@ -87,6 +90,15 @@ def test_every_objective_has_a_row_and_a_section(generator):
 def test_an_objective_without_a_formula_is_an_error(generator):
     with pytest.raises(ValueError, match=r"Undocumented: expected .* 'Formula:'"):
         generator.render({"undocumented": Undocumented})
+
+
+def test_the_example_of_schedules_gives_the_values_on_the_page(generator):
+    text = generator.SCHEDULES
+    objectives = ast.literal_eval(re.search(r"objectives = (\[.*?\n\])", text, re.DOTALL)[1])
+    plan = resolve_loss(SimpleNamespace(objectives=objectives), "single_label")
+    for step, entry in zip((24, 49), text.split("\n{'loss'")[1:], strict=True):
+        for name, schedule in plan.schedules.items():
+            assert f"'{name}': {schedule.at(step, max_steps=100):.4g}" in entry
 
 
 def test_normalisation_script_measures_what_the_page_says(normalisation, repository):

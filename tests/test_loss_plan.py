@@ -16,6 +16,7 @@ from hf_distill.objectives.forward_kl import ForwardKL
 from hf_distill.objectives.jensen_shannon import JensenShannon
 from hf_distill.objectives.logit_mse import LogitMSE
 from hf_distill.objectives.regression import Regression
+from hf_distill.schedules import Complement, Schedule
 
 TWO = [
     {"name": "forward_kl", "weight": 0.7, "temperature": 4.0},
@@ -34,6 +35,10 @@ class MyLoss(Objective):
 
     def __call__(self, rows):
         return rows.student_logits.float().sum(-1)
+
+
+RISING = {"schedule": "linear", "start": 0.0, "end": 1.0}
+FALLING = {"schedule": "linear", "start": 4.0, "end": 2.0}
 
 
 def resolve(head: str = "single_label", **settings) -> LossPlan:
@@ -246,3 +251,205 @@ def test_describe_is_json_that_resolves_to_the_same_plan():
     described = json.loads(json.dumps(plan.describe()))
     again = resolve(objectives=described["objectives"], label_weight=described["label_weight"])
     assert again == plan
+
+
+# ---- schedules ------------------------------------------------------------------------------
+
+
+def test_a_plan_of_numbers_is_its_own_plan_at_every_step():
+    plan = resolve(objectives=TWO)
+    assert plan.at(3, max_steps=10) is plan
+    assert plan.schedules == {}
+
+
+def test_a_scheduled_alpha_moves_both_terms():
+    plan = resolve(alpha=RISING, temperature=3)
+    assert plan.at(0, 4) == LossPlan(1.0, ())
+    assert plan.at(1, 4) == LossPlan(0.75, (Term(ForwardKL(3.0), 0.25, "forward_kl"),))
+    assert plan.at(4, 4) == LossPlan(0.0, (Term(ForwardKL(3.0), 1.0, "forward_kl"),))
+    assert plan.at(0, 4, keep_idle=True) == LossPlan(1.0, (Term(ForwardKL(3.0), 0.0, "forward_kl"),))
+    assert plan.needs_teacher
+    assert plan.needs_labels
+
+
+def test_the_plan_of_a_step_is_that_of_a_constant_alpha_to_the_last_bit():
+    plan = resolve(alpha={"schedule": "cosine", "start": 0.1, "end": 0.9})
+    for step in range(50):
+        alpha = plan.terms[0].weight.at(step, 49)
+        assert plan.at(step, 49) == resolve(alpha=alpha)
+
+
+@pytest.mark.parametrize(
+    ("head", "objective"), [("single_label", ForwardKL), ("multi_label", BinaryKL), ("regression", None)]
+)
+def test_a_scheduled_temperature_of_the_short_form(head, objective):
+    plan = resolve(head, alpha=0.25, temperature=FALLING)
+    (term,) = plan.at(1, 4).terms
+    assert term.objective == (Regression() if objective is None else objective(3.5))
+    assert bool(plan.schedules) == (objective is not None)
+
+
+def test_every_weight_and_temperature_of_the_long_form():
+    entries = [
+        {"name": "forward_kl", "weight": 2, "temperature": FALLING},
+        {"name": "logit_mse", "weight": {"schedule": "warmup", "value": 8, "steps": 2}, "key": "logits"},
+    ]
+    plan = resolve(objectives=entries, label_weight=RISING)
+    assert plan.at(0, 4) == LossPlan(0.0, (Term(ForwardKL(4.0), 2.0, "forward_kl"),))
+    assert plan.at(1, 4) == LossPlan(
+        0.25, (Term(ForwardKL(3.5), 2.0, "forward_kl"), Term(LogitMSE(), 4.0, "logits"))
+    )
+    assert list(plan.schedules) == [
+        "schedule/label/weight",
+        "schedule/logits/weight",
+        "schedule/forward_kl/temperature",
+    ]
+    assert resolve(objectives=json.dumps(entries), label_weight=RISING) == plan
+
+
+def test_other_names_of_temperatures_can_be_scheduled(monkeypatch):
+    @dataclass(frozen=True)
+    class TwoTemperatures(MyLoss):
+        """A user's objective with a temperature for each model."""
+
+        teacher_temperature: float = 1.0
+        student_temperature: float = 1.0
+
+    module = types.ModuleType("users_losses")
+    module.TwoTemperatures = TwoTemperatures
+    monkeypatch.setitem(sys.modules, "users_losses", module)
+    entry = {
+        "name": "users_losses.TwoTemperatures",
+        "teacher_temperature": FALLING,
+        "student_temperature": 3.0,
+    }
+    plan = resolve(objectives=[entry])
+    assert plan.at(2, 4).terms[0].objective == TwoTemperatures(3.0, 3.0)
+    assert list(plan.schedules) == ["schedule/my_loss/teacher_temperature"]
+
+
+def test_schedules_from_a_yaml_file(tmp_path):
+    path = tmp_path / "objectives.yaml"
+    path.write_text(
+        "- name: forward_kl\n  weight: {schedule: warmup, value: 0.5, steps: 0.1}\n"
+        "  temperature:\n    schedule: cosine\n    start: 4\n    end: 1\n    delay_steps: 100\n",
+        encoding="utf-8",
+    )
+    (term,) = resolve(objectives=str(path)).terms
+    assert term.weight == Schedule("warmup", 0.0, 0.5, steps=0.1)
+    assert term.temperatures == (("temperature", Schedule("cosine", 4.0, 1.0, delay_steps=100)),)
+
+
+def test_what_is_0_at_every_step_is_left_out():
+    never = {"schedule": "constant", "value": 0}
+    assert resolve(alpha=never) == LossPlan(Complement(Schedule("constant", 0.0, 0.0)), ())
+    assert not resolve(alpha={"schedule": "constant", "value": 1}).needs_labels
+    assert resolve(objectives=[{"name": "forward_kl", "weight": never}]).terms == ()
+    with pytest.raises(ValueError, match="nothing to train on"):
+        resolve(objectives=[{"name": "forward_kl", "weight": never}], label_weight=never)
+
+
+@pytest.mark.parametrize("schedule", [{"start": 0, "end": 1.5}, {"start": 1.5, "end": 1}])
+def test_alpha_above_1_at_any_step(schedule):
+    with pytest.raises(
+        ValueError, match=r"alpha: expected a number in \[0, 1\] at every step, received .*1.5"
+    ):
+        resolve(alpha={"schedule": "cosine", **schedule})
+
+
+@pytest.mark.parametrize("head", ["single_label", "regression"])
+@pytest.mark.parametrize(
+    ("schedule", "point"),
+    [
+        ({"schedule": "linear", "start": 0, "end": 2}, "start"),
+        ({"schedule": "linear", "start": 2, "end": 0}, "end"),
+        ({"schedule": "warmup", "value": 2, "steps": 0.1}, "start"),
+    ],
+)
+def test_temperatures_that_are_0_at_any_step(head, schedule, point):
+    match = (
+        rf"temperature, at the {point} of its schedule: expected a finite temperature above 0, received 0.0"
+    )
+    with pytest.raises(ValueError, match=match):
+        resolve(head, temperature=schedule)
+    with pytest.raises(ValueError, match=rf"objectives\[0\] {match}"):
+        resolve(objectives=[{"name": "forward_kl", "temperature": schedule}])
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"alpha": {"schedule": "exponential"}}, "alpha"),
+        ({"temperature": {"schedule": "exponential"}}, "temperature"),
+        ({"objectives": TWO, "label_weight": {"schedule": "exponential"}}, "label_weight"),
+        (
+            {"objectives": [{"name": "forward_kl", "weight": {"schedule": "exponential"}}]},
+            r"objectives\[0\] weight",
+        ),
+        (
+            {"objectives": [*TWO, {"name": "reverse_kl", "temperature": {"start": 1}}]},
+            r"objectives\[2\] temperature",
+        ),
+    ],
+)
+def test_an_unknown_schedule_is_named_by_its_place(settings, where):
+    with pytest.raises(ValueError, match=rf"^{where}: expected a schedule that is one of constant, linear"):
+        resolve(**settings)
+
+
+def test_negative_weights_are_found_before_training():
+    with pytest.raises(
+        ValueError, match=r"objectives\[0\] weight: end: expected a finite number of at least 0"
+    ):
+        resolve(objectives=[{"name": "forward_kl", "weight": {"schedule": "linear", "start": 1, "end": -1}}])
+
+
+def test_other_settings_cannot_be_scheduled():
+    with pytest.raises(
+        ValueError, match=r"objectives\[0\] teacher_weight: expected a number, .*Only weights"
+    ):
+        resolve(objectives=[{"name": "jensen_shannon", "teacher_weight": RISING}])
+    with pytest.raises(ValueError, match="no setting 'temperature'"):
+        resolve(objectives=[{"name": "logit_mse", "temperature": FALLING}])
+
+
+def test_both_ends_of_a_temperature_are_what_its_objective_accepts(monkeypatch):
+    @dataclass(frozen=True)
+    class Hot(MyLoss):
+        """A user's objective for temperatures from 2."""
+
+        temperature: float = 2.0
+
+        def __post_init__(self):
+            if self.temperature < 2:
+                raise ValueError(f"hot: expected at least 2, received {self.temperature}.")
+
+    module = types.ModuleType("users_losses")
+    module.Hot = Hot
+    monkeypatch.setitem(sys.modules, "users_losses", module)
+    for ends in ((1, 3), (3, 1)):
+        with pytest.raises(ValueError, match=r"hot: expected at least 2, received 1.0"):
+            resolve(
+                objectives=[
+                    {
+                        "name": "users_losses.Hot",
+                        "temperature": {"schedule": "linear", "start": ends[0], "end": ends[1]},
+                    }
+                ]
+            )
+
+
+def test_describe_keeps_schedules_and_resolves_to_the_same_plan():
+    entries = [
+        {"name": "forward_kl", "weight": RISING, "key": "kd", "temperature": {**FALLING, "steps": 0.5}}
+    ]
+    plan = resolve(objectives=entries, label_weight={"schedule": "constant", "value": 0.5})
+    described = json.loads(json.dumps(plan.describe()))
+    assert described["objectives"] == entries
+    again = resolve(objectives=described["objectives"], label_weight=described["label_weight"])
+    assert again == plan
+    assert resolve(alpha=RISING).describe()["label_weight"] == {
+        "schedule": "linear",
+        "start": 1.0,
+        "end": 0.0,
+    }

@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
+from transformers import (
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from hf_distill import (
     DistillationArgumentsMixin,
@@ -536,3 +542,208 @@ def test_arguments_are_kept_as_given(tmp_path: Any) -> None:
     args = DistillationTrainingArguments(output_dir=str(tmp_path), alpha=1, temperature=3, report_to="none")
     assert (args.alpha, args.temperature) == (1.0, 3.0)
     assert isinstance(args.alpha, float)
+
+
+# ---- schedules ---------------------------------------------------------------------------------
+
+RISING = {"schedule": "linear", "start": 0.0, "end": 1.0}
+
+
+class Weights(TrainerCallback):
+    """Keeps the student's weights after every step."""
+
+    def __init__(self) -> None:
+        self.kept: list[dict[str, torch.Tensor]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.kept.append({name: value.clone() for name, value in model.state_dict().items()})
+
+
+def logged(trainer: Any) -> list[dict[str, float]]:
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize(
+    ("scheduled", "constants"),
+    [
+        ({"alpha": RISING}, [{"alpha": alpha} for alpha in (0.0, 0.25, 0.5, 0.75)]),
+        (
+            {"alpha": {"schedule": "linear", "start": 1, "end": 0.2, "steps": 2}},
+            [{"alpha": alpha} for alpha in (1.0, 0.6, 0.2, 0.2)],
+        ),
+        (
+            {"temperature": {"schedule": "linear", "start": 4, "end": 2}},
+            [{"temperature": temperature} for temperature in (4.0, 3.5, 3.0, 2.5)],
+        ),
+        (
+            {
+                "label_weight": {"schedule": "constant", "value": 0.5},
+                "objectives": [
+                    {"name": "reverse_kl", "weight": {"schedule": "warmup", "value": 2.0, "steps": 2}}
+                ],
+            },
+            [
+                {"label_weight": 0.5, "objectives": [{"name": "reverse_kl", "weight": weight}]}
+                for weight in (0.0, 1.0, 2.0, 2.0)
+            ],
+        ),
+    ],
+)
+def test_each_step_is_bit_for_bit_that_of_the_constants(
+    tmp_path: Any, scheduled: dict[str, Any], constants: list[dict[str, Any]]
+) -> None:
+    data, after = examples(32), Weights()
+    options = {"max_steps": 4, "learning_rate": 0.1}
+    trainer = distiller(
+        bert(), teacher_of(), one_step(tmp_path, 8, 1, **options, **scheduled), data, callbacks=[after]
+    )
+    before = [{k: v.clone() for k, v in trainer.model.state_dict().items()}]
+    trainer.train()
+    for step, (start, constant) in enumerate(zip(before + after.kept, constants, strict=False)):
+        student = bert()
+        student.load_state_dict(start)
+        args = one_step(tmp_path, 8, 1, learning_rate=0.1, **constant)
+        alone = distiller(student, teacher_of(), args, data[8 * step : 8 * step + 8])
+        alone.train()
+        for name, value in student.state_dict().items():
+            assert torch.equal(value, after.kept[step][name]), (step, name)
+        for key in [key for key in logged(alone)[0] if key.startswith("loss")]:
+            assert logged(trainer)[step][key] == logged(alone)[0][key]
+
+
+def test_a_constant_schedule_is_the_number_bit_for_bit_and_logged(tmp_path: Any) -> None:
+    number = distiller(bert(), teacher_of(), arguments(tmp_path, alpha=0.3), examples(16))
+    alpha = {"schedule": "constant", "value": 0.3}
+    schedule = distiller(bert(), teacher_of(), arguments(tmp_path, alpha=alpha), examples(16))
+    number.train(), schedule.train()
+    assert all(torch.equal(a, b) for a, b in zip(weights(number), weights(schedule), strict=True))
+    assert logged(schedule)[0]["schedule/forward_kl/weight"] == 0.3
+    assert not any("schedule" in key for key in logged(number)[0])
+
+
+def test_the_teacher_does_not_run_at_steps_of_weight_0(tmp_path: Any) -> None:
+    teacher, at = teacher_of(), []
+    alpha = {**RISING, "delay_steps": 2}
+    trainer = distiller(bert(), teacher, arguments(tmp_path, alpha=alpha, max_steps=5), examples(40))
+    teacher.register_forward_pre_hook(lambda *_: at.append(trainer.state.global_step))
+    trainer.train()
+    assert at == [3, 4]
+    assert ["loss/forward_kl" in entry for entry in logged(trainer)] == [False] * 3 + [True] * 2
+
+
+def test_the_label_loss_is_left_out_at_steps_of_weight_0(tmp_path: Any) -> None:
+    alpha = {"schedule": "linear", "start": 0, "end": 1, "steps": 2}
+    trainer = distiller(bert(), teacher_of(), arguments(tmp_path, alpha=alpha), examples(40))
+    trainer.train()
+    assert ["loss/label" in entry for entry in logged(trainer)] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("alpha", [RISING, {"schedule": "linear", "start": 1, "end": 0}])
+def test_labels_that_any_step_needs_are_missed_before_training(tmp_path: Any, alpha: Any) -> None:
+    import datasets
+
+    data = datasets.Dataset.from_list([{"input_ids": e["input_ids"]} for e in examples(8)])
+    with pytest.raises(ValueError, match=r"label loss has the weight \{'schedule'.*Add the labels"):
+        distiller(bert(), teacher_of(), arguments(tmp_path, alpha=alpha), data)
+    always = {"schedule": "constant", "value": 1}
+    distiller(bert(), teacher_of(), arguments(tmp_path, alpha=always), data)
+
+
+def test_a_step_without_any_weight_leaves_the_student_as_it_is(tmp_path: Any) -> None:
+    after = Weights()
+    warmup = [{"name": "forward_kl", "weight": {"schedule": "warmup", "value": 1, "steps": 2}}]
+    args = one_step(tmp_path, 8, 1, max_steps=2, objectives=warmup, label_weight=0)
+    trainer = distiller(bert(), teacher_of(), args, examples(16), callbacks=[after])
+    start = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    trainer.train()
+    assert all(torch.equal(value, after.kept[0][name]) for name, value in start.items())
+    assert any(not torch.equal(value, after.kept[1][name]) for name, value in start.items())
+    assert [entry["loss"] > 0 for entry in logged(trainer)] == [False, True]
+
+
+def test_logs_show_the_values_that_the_last_step_had(tmp_path: Any) -> None:
+    temperature = {"schedule": "linear", "start": 4, "end": 2}
+    args = arguments(tmp_path, alpha=RISING, temperature=temperature)
+    trainer = distiller(bert(), teacher_of(), args, examples(40))
+    trainer.train()
+    for step, entry in enumerate(logged(trainer)):
+        assert entry["schedule/label/weight"] == 1 - step / 4
+        assert entry["schedule/forward_kl/weight"] == step / 4
+        assert entry["schedule/forward_kl/temperature"] == 4 - step / 2
+        blend = (1 - step / 4) * entry["loss/label"] + step / 4 * entry.get("loss/forward_kl", 0.0)
+        assert entry["loss"] == pytest.approx(blend, rel=1e-5)
+
+
+def test_a_part_is_averaged_over_the_steps_it_was_active_in(tmp_path: Any) -> None:
+    alpha = {"schedule": "linear", "start": 0, "end": 1, "delay_steps": 2, "steps": 2}
+    logs = {}
+    for every in (1, 3, 6):
+        args = arguments(
+            tmp_path, alpha=alpha, logging_steps=every, max_steps=6, gradient_accumulation_steps=2
+        )
+        trainer = distiller(bert(), teacher_of(), args, examples(40))
+        trainer.train()
+        logs[every] = logged(trainer)
+    # alpha is 0, 0, 0, .5, 1, 1: labels in the first four steps, the teacher in the last three.
+    for key, active in (("loss/label", 4), ("loss/forward_kl", 3)):
+        mean = sum(entry.get(key, 0.0) for entry in logs[1]) / active
+        assert logs[6][0][key] == pytest.approx(mean, rel=1e-5)
+    assert "loss/forward_kl" not in logs[3][0]
+    assert [entry["schedule/forward_kl/weight"] for entry in logs[3]] == [0.0, 1.0]
+
+
+def test_accumulation_does_not_change_a_scheduled_step(tmp_path: Any) -> None:
+    temperature = {"schedule": "cosine", "start": 4, "end": 1}
+    seen: list[Any] = []
+
+    class Recording(DistillationTrainer):
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            seen.append(self.step_plan().weights["forward_kl"])
+            return super().compute_loss(*args, **kwargs)
+
+    moved = []
+    alpha = {"schedule": "linear", "start": 0.2, "end": 1}
+    for size, accumulation in ((8, 1), (1, 8)):
+        options = {"max_steps": 2, "learning_rate": 0.1}
+        args = one_step(tmp_path, size, accumulation, alpha=alpha, temperature=temperature, **options)
+        trainer = Recording(bert(), teacher_of(), args, data_collator=collate, train_dataset=examples(16))
+        moved.append(gradient_of(trainer))
+    assert seen == pytest.approx([0.2, 0.6, *[0.2] * 8, *[0.6] * 8])
+    assert (moved[0] - moved[1]).abs().max() <= 1e-6 * moved[0].abs().max()
+
+
+def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(tmp_path: Any) -> None:
+    settings = {
+        "alpha": RISING,
+        "temperature": {"schedule": "cosine", "start": 4, "end": 1, "steps": 0.8},
+        "max_steps": 6,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "logging_steps": 2,
+    }
+
+    def trainer(folder: str) -> Any:
+        return distiller(
+            bert(dropout=True), teacher_of(), arguments(tmp_path / folder, **settings), examples(24)
+        )
+
+    whole, resumed = trainer("whole"), trainer("resumed")
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+    values = [key for key in logged(whole)[-1] if key.startswith("schedule/")]
+    assert len(values) == 3
+    assert all(logged(whole)[-1][key] == logged(resumed)[-1][key] for key in values)
+
+
+def test_settings_show_the_schedule_as_plain_values(tmp_path: Any) -> None:
+    import json
+
+    from hf_distill.reporting.model_card import create_card
+
+    trainer = distiller(bert(), teacher_of(), arguments(tmp_path, alpha=RISING), examples(8))
+    settings = json.loads(json.dumps(trainer.distillation_settings()))
+    assert settings["alpha"] == settings["objectives"][0]["weight"] == RISING
+    assert settings["temperature"] == 2.0
+    assert settings["label_weight"] == {"schedule": "linear", "start": 1.0, "end": 0.0}
+    assert '| alpha | {"schedule": "linear", "start": 0.0, "end": 1.0} |' in create_card(trainer).content

@@ -12,10 +12,11 @@ from torch import nn
 from transformers import EvalPrediction
 from transformers.trainer_pt_utils import EvalLoopContainer
 
-from hf_distill.distillation_loss import DistillationLossMixin
+from hf_distill.distillation_loss import DistillationLossMixin, weighted_sum
 from hf_distill.evaluation.agreement import agreement_sums, finish_agreement
 from hf_distill.evaluation.retention import retention
 from hf_distill.items import batch_size, count_labelled, select_rows, slice_batch
+from hf_distill.loss_plan import LossPlan
 from hf_distill.teachers.online import logits_of
 
 
@@ -107,7 +108,7 @@ class EvaluationMixin(DistillationLossMixin):
             signals = self.teacher_signals(batch)
             parts.update(self._teacher_parts(outputs, signals, batch))
         # Never None: Trainer gathers the losses, and a process whose batch only fills up has no part.
-        loss = self.weighted_sum(parts)
+        loss = weighted_sum(self._plan_now(), parts)
         loss = torch.zeros((), device=self.args.device) if loss is None else loss
         if prediction_loss_only:
             return loss, None, None
@@ -117,6 +118,13 @@ class EvaluationMixin(DistillationLossMixin):
         if getattr(self.args, "predict_with_generate", False):
             return loss, self._generated(model, batch, ignore_keys)[1], labels
         return loss, logits, labels
+
+    def _plan_now(self) -> LossPlan:
+        """Return the loss as it is at this step, with the terms whose weight is 0 there.
+
+        Their part is shown all the same, so that a metric to choose the best model by is there at every step.
+        """
+        return self.plan.at(self.state.global_step, self.state.max_steps, keep_idle=True)
 
     def _lacks_decoder_inputs(self, batch: dict[str, Any]) -> bool:
         """Whether an encoder-decoder has nothing to predict the next token from: no labels to shift."""
@@ -150,7 +158,7 @@ class EvaluationMixin(DistillationLossMixin):
             labelled = count_labelled(own, self.head) if rows else 0
         if self._pass is not None:
             self._pass.add("label", loss.double() * labelled, labelled)
-        return ({"label": loss} if self.plan.label_weight > 0 else {}), outputs
+        return {"label": loss}, outputs
 
     def _teacher_parts(self, outputs: Any, signals: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Add up the objectives and the agreement over the batch's own rows."""
@@ -167,7 +175,7 @@ class EvaluationMixin(DistillationLossMixin):
             return {}
         if rows.teacher.logits is not None:
             self._finite.see(rows.teacher.logits, self.state.global_step)
-        sums = {term.key: (term.objective(rows).sum(), count) for term in self.plan.terms}
+        sums = {term.key: (term.objective(rows).sum(), count) for term in self._plan_now().terms}
         if self._pass is not None:
             for key, (total, number) in {**sums, **agreement_sums(rows, self.head)}.items():
                 self._pass.add(key, total, number)
@@ -205,7 +213,8 @@ class EvaluationMixin(DistillationLossMixin):
     def _summed_metrics(self) -> dict[str, float]:
         """Return the loss, its parts, agreement and mean KL, over the items of all processes."""
         assert self._pass is not None
-        keys = ["label", *(term.key for term in self.plan.terms), "agreement", "mean_kl"]
+        plan = self._plan_now()
+        keys = [*plan.weights, "agreement", "mean_kl"]
         nothing = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         table = torch.stack([self._pass.sums.get(key, nothing).to(self.args.device) for key in keys])
         if self.accelerator.num_processes > 1:
@@ -215,9 +224,7 @@ class EvaluationMixin(DistillationLossMixin):
         }
         parts = {key: value for key, value in means.items() if key not in ("agreement", "mean_kl")}
         result = {}
-        loss = self.weighted_sum(
-            {k: v for k, v in parts.items() if k != "label" or self.plan.label_weight > 0}
-        )
+        loss = weighted_sum(plan, parts)
         if loss is not None:
             result["loss"] = loss
         result.update({f"loss/{key}": value for key, value in parts.items()})

@@ -53,6 +53,8 @@ def test_one_batch_has_one_gradient(results: dict[str, Path], case: str) -> None
     assert set(one["logs"]) == set(two["logs"])
     for key in ("loss", *(key for key in one["logs"] if key.startswith("loss/"))):
         assert two["logs"][key] == pytest.approx(one["logs"][key], rel=1e-5)
+    if case == "bert_scheduled":
+        assert {"loss/reverse_kl", "schedule/reverse_kl/weight"} <= set(two["logs"])
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -26,6 +26,18 @@ CASES = {
     "bert_tokens": ("bert_tokens", "tokens", {}, None),
     "gpt2_causal": ("gpt2_lm", "causal", {}, None),
     "vit": ("vit", "image", {}, None),
+    "bert_scheduled": ("bert", "single_label", {}, None),
+}
+# One term that is left out of the first step, and one whose temperature is scheduled.
+SCHEDULED = {
+    "label_weight": {"schedule": "constant", "value": 0.5},
+    "objectives": [
+        {"name": "reverse_kl", "weight": {"schedule": "warmup", "value": 1.0, "steps": 2}},
+        {"name": "forward_kl", "temperature": {"schedule": "cosine", "start": 4.0, "end": 1.0}},
+    ],
+    "max_steps": 2,
+    "logging_steps": 2,
+    "learning_rate": 0.1,
 }
 
 
@@ -36,8 +48,9 @@ def share(prediction: Any) -> dict[str, float]:
 
 
 def run(folder: Path, case: str, batch_size: int, accumulation: int) -> None:
-    """Train one step over the same 8 examples, evaluate 7 others, and write both."""
+    """Train one step (with schedules, two) over the same 8 examples, evaluate 7 others, and write both."""
     architecture, head, options, loss = CASES[case]
+    settings: dict[str, Any] = SCHEDULED if case == "bert_scheduled" else {"alpha": 0.5}
     data = examples(8, head)
     if case.endswith("unlabelled"):
         for row in (0, 2, 4, 6):  # every example of the first process
@@ -45,7 +58,7 @@ def run(folder: Path, case: str, batch_size: int, accumulation: int) -> None:
     trainer = distiller(
         classifier(architecture, 1, 0, **options),
         perturbed(classifier(architecture, 2, 5, **options), 0.3),
-        one_step(folder / "out", batch_size, accumulation, alpha=0.5, per_device_eval_batch_size=2),
+        one_step(folder / "out", batch_size, accumulation, per_device_eval_batch_size=2, **settings),
         data,
         eval_dataset=examples(7, head, seed=3),
         compute_loss_func=loss,

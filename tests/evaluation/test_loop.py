@@ -60,6 +60,28 @@ def test_every_number_by_hand(tmp_path: Any) -> None:
     assert result["eval_retention_accuracy"] == pytest.approx(result["eval_accuracy"] / right)
 
 
+def test_a_schedule_is_evaluated_as_it_is_at_the_step(tmp_path: Any) -> None:
+    data = examples(11)
+    schedules = {
+        "alpha": {"schedule": "linear", "start": 0, "end": 1},
+        "temperature": {"schedule": "linear", "start": 4, "end": 2},
+    }
+    args = arguments(tmp_path, eval_strategy="steps", eval_steps=1, eval_on_start=True, **schedules)
+    trainer = distiller(bert(), teacher_of(), args, data, eval_dataset=data)
+    trainer.train()
+    found = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(found) == 5
+    for step, entry in enumerate(found):
+        # Both parts at every step: a metric that chooses the best model must not come and go.
+        blend = (1 - step / 4) * entry["eval_loss/label"] + step / 4 * entry["eval_loss/forward_kl"]
+        assert entry["eval_loss"] == pytest.approx(blend, rel=1e-6)
+    constant = {"alpha": 1.0, "temperature": 2.0}
+    fixed = distiller(trainer.model, teacher_of(), arguments(tmp_path, **constant), data, eval_dataset=data)
+    for key, value in fixed.evaluate().items():
+        if key.startswith("eval_loss"):
+            assert found[-1][key] == pytest.approx(value, rel=1e-6)
+
+
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 def test_batch_size_changes_nothing(tmp_path: Any, head: str, alpha: float) -> None:
