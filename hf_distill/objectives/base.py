@@ -13,7 +13,7 @@ import torch
 from hf_distill.teachers.signals import TeacherSignals
 
 # Far below any log-probability, and finite, so that its gradient is 0 and not NaN.
-_FAR = -1e30
+FAR = -1e30
 
 HeadKind = Literal["single_label", "multi_label", "regression"]
 Level = Literal["item", "example", "token"]
@@ -129,10 +129,10 @@ def kl_of_logits(of: torch.Tensor, against: torch.Tensor, temperature: float) ->
     small = centred.abs().amax(-1) < 1
     kept = p.masked_fill(blank, 0.0) / mass
     fine = torch.log1p((kept * torch.expm1(centred.clamp(-1, 1))).sum(-1).clamp(min=-0.999))
-    coarse = torch.logsumexp((log_p + centred).masked_fill(blank, _FAR), -1) - mass.squeeze(-1).log()
+    coarse = torch.logsumexp((log_p + centred).masked_fill(blank, FAR), -1) - mass.squeeze(-1).log()
     # A class that p rules out takes its mass of q away from the others, which were compared alone.
     # Without such a class both log-sum-exps are the same, to the last digit.
-    outside = torch.logsumexp(against, -1) - torch.logsumexp(against.masked_fill(impossible, _FAR), -1)
+    outside = torch.logsumexp(against, -1) - torch.logsumexp(against.masked_fill(impossible, FAR), -1)
     value = torch.where(small, fine, coarse) + outside
     return value.masked_fill(unreachable, torch.inf)
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from hf_distill.objectives.base import (
-    _FAR,
+    FAR,
     Objective,
     Rows,
     check_temperature,
@@ -109,7 +109,7 @@ def _directions(log_values: torch.Tensor, kept: torch.Tensor, dim: int) -> tuple
     Scale and shift don't count, so they are taken relative to the largest, less 1: what is tiny, or nearly
     constant, keeps its digits.
     """
-    log_values = log_values.clamp(min=_FAR)
+    log_values = log_values.clamp(min=FAR)
     largest = log_values.detach().amax(dim, keepdim=True)
     values = torch.expm1(log_values - largest).masked_fill(~kept, 0.0)
     count = kept.sum(dim, keepdim=True).clamp(min=1)
