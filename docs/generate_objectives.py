@@ -78,11 +78,13 @@ DistillationTrainingArguments(
 
 Each gives one value per row of its level, in float32 or better; the trainer takes the mean over the rows of the whole
 accumulated batch on all processes, and multiplies by the weight. Level `item` is a supervised position (an example, or
-a token with a label), `example` is an example, `token` an attended position. "Needs" is what the teacher must give.
-Weights and temperatures may move while training goes on: see [schedules](#schedules).
+a token with a label), `example` is an example, `token` an attended position. "Needs" is what the teacher must give;
+`labels` come from the data, which then must have them. Weights and temperatures may move while training goes on: see
+[schedules](#schedules).
 """
 
-_SECTIONS = ("Formula", "Shapes", "Units", "Args", "Raises", "Source", "Example")
+_SECTIONS = ("Formula", "Batches", "Cost", "Shapes", "Units", "Args", "Raises", "Source", "Example")
+_SHOWN = ("Formula", "Batches", "Cost", "Shapes", "Units")
 
 
 def render(classes: Mapping[str, type[Objective]]) -> str:
@@ -122,7 +124,7 @@ def section(name: str, cls: type[Objective]) -> str:
     """Return the short section of one objective."""
     doc = docstring_sections(cls)
     lines = [f"## {name}", "", doc[""], ""]
-    lines += [f"- **{title}**: {doc[title]}" for title in ("Formula", "Shapes", "Units") if title in doc]
+    lines += [f"- **{title}**: {doc[title]}" for title in _SHOWN if title in doc]
     explained = _arguments(doc.get("Args", ""))
     lines += [
         f"- **`{key}`** (default {value}): {explained.get(key, 'not described')}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow
@@ -56,6 +56,37 @@ def check_label_names(names: Iterable[str] | None) -> None:
             f"label_names: expected to find 'labels', which the label loss reads, received {list(names)}. Rename the "
             "column: dataset.rename_column(old, 'labels')."
         )
+
+
+def check_label_column(dataset: Any, label_weight: float, readers: Sequence[str]) -> None:
+    """Raise if the loss reads labels, and the training set shows that it has none.
+
+    Args:
+        dataset: the training set, or None.
+        label_weight: the weight of the label loss.
+        readers: the objectives that read labels.
+
+    Raises:
+        ValueError: saying what reads the labels, and which columns came.
+
+    Example:
+        >>> check_label_column([{"input_ids": [1]}], 0.5, [])  # a list shows its columns in training
+    """
+    names = getattr(dataset, "column_names", None)
+    if not names or set(_LABEL_COLUMNS) & set(names):
+        return
+    if label_weight > 0:
+        reason = f"the label loss has the weight {label_weight}"
+        remedy = "set alpha=1 to train on the teacher alone"
+    elif readers:
+        reason = f"the objective {readers[0]!r} reads them"
+        remedy = "take an objective that needs none, such as forward_kl"
+    else:
+        return
+    raise ValueError(
+        f"labels: expected a column named labels, because {reason}, received the columns {sorted(names)}. Add the "
+        f"labels, or {remedy}."
+    )
 
 
 def check_text_columns(dataset: Any, text_columns: Iterable[str]) -> None:

@@ -149,7 +149,7 @@ class DistillationLossMixin(LabelLossMixin):
         if rows.student_logits.shape[0] == 0:
             return {}
         if rows.teacher.logits is not None:
-            self._finite.see(rows.teacher.logits, self.state.global_step)
+            self._finite.see(rows.teacher.logits, self.state.global_step, rows.student_logits)
         return {
             term.key: (term.objective(rows).sum(), rows.student_logits.shape[0])
             for term in self.step_plan().terms
@@ -166,7 +166,7 @@ class DistillationLossMixin(LabelLossMixin):
     # ---- logging -----------------------------------------------------------------------
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """Read the parts and the teacher's flag where the Trainer reads the loss anyway."""
+        """Read the parts and the flag of bad logits where the Trainer reads the loss anyway."""
         if self.control.should_log and self.state.global_step > self._globalstep_last_logged:
             self._collect_parts(self.state.global_step - self._globalstep_last_logged)
         super()._maybe_log_save_evaluate(*args, **kwargs)
@@ -217,11 +217,11 @@ class DistillationLossMixin(LabelLossMixin):
         super().log(logs, start_time)
 
     def _raise_on_bad_teacher(self) -> None:
-        """Stop the run, on all ranks, if any teacher's answer was not finite."""
+        """Stop the run, on all ranks, if a teacher's answer was not finite, or one model ruled out a class alone."""
         states = self.accelerator.gather(self._finite.state(self.args.device))
-        self._finite.raise_if_bad(states.reshape(-1, 2).tolist())
+        self._finite.raise_if_bad(states.reshape(-1, 4).tolist())
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        """Look at the teacher's flag once more before the run counts as done."""
+        """Look at the flag of bad logits once more before the run counts as done."""
         self._raise_on_bad_teacher()
         return super()._finalize_training(*args, **kwargs)

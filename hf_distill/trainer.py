@@ -26,12 +26,15 @@ from hf_distill.launch import check_launch
 from hf_distill.loss_plan import DEFAULT_ALPHA, DEFAULT_TEMPERATURE, LossPlan, resolve_loss
 from hf_distill.normalisation import Normalisation, untouched_randomness
 from hf_distill.publishing import PublishingMixin
-from hf_distill.schedules import as_plain
+from hf_distill.schedules import highest
 from hf_distill.students import warn_about_random_start
 from hf_distill.support import check_supported
 from hf_distill.teachers.finite_check import FiniteCheck
 from hf_distill.teachers.online import OnlineTeacher, load_teacher_model
 from hf_distill.teachers.signals import Teacher
+
+# Objectives may need it, and no teacher gives it.
+_FROM_THE_DATA = frozenset({"labels"})
 
 
 class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
@@ -193,20 +196,14 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
                     f"objective {term.key!r}: expected the level 'item', received {term.objective.level!r}, which this "
                     "version can't count yet."
                 )
-            missing = term.objective.needs - self.teacher.provides
+            missing = term.objective.needs - self.teacher.provides - _FROM_THE_DATA
             if missing:
                 raise ValueError(
                     f"objective {term.key!r}: expected a teacher that gives {', '.join(sorted(missing))}, received "
                     f"{self.teacher.name}, which gives {', '.join(sorted(self.teacher.provides))}."
                 )
-        if plan.needs_labels and self.train_dataset is not None:
-            names = getattr(self.train_dataset, "column_names", None)
-            if names and not {"label", "labels", "label_ids"} & set(names):
-                raise ValueError(
-                    f"labels: expected a column named labels, because the label loss has the weight "
-                    f"{as_plain(plan.label_weight)}, received the columns {sorted(names)}. Add the labels, or set "
-                    "alpha=1 to train on the teacher alone."
-                )
+        readers = [term.key for term in plan.terms if "labels" in term.objective.needs]
+        data_checks.check_label_column(self.train_dataset, highest(plan.label_weight), readers)
         return plan
 
     def distillation_settings(self) -> dict[str, Any]:

@@ -205,6 +205,65 @@ def test_the_objective_can_be_overridden(tmp_path: Any) -> None:
     assert entry["loss"] == pytest.approx(0.25 * entry["loss/label"] + 2.0 * entry["loss/mse"], rel=1e-5)
 
 
+# ---- objectives that read labels ---------------------------------------------------------------
+
+DECOUPLED = [{"name": "decoupled_kl", "weight": 2.0}]
+
+
+def test_an_objective_that_reads_labels_needs_no_label_loss(tmp_path: Any) -> None:
+    args = arguments(tmp_path, objectives=DECOUPLED, label_weight=0)
+    trainer = distiller(bert(), teacher_of(), args, examples(8), eval_dataset=examples(8))
+    trainer.train()
+    entry = trainer.state.log_history[0]
+    assert entry["loss"] == pytest.approx(2.0 * entry["loss/decoupled_kl"], rel=1e-5)
+    assert entry["loss"] > 0
+    assert "eval_loss/decoupled_kl" in trainer.evaluate()
+
+
+def test_unlabelled_rows_have_no_part_in_an_objective_that_reads_labels(tmp_path: Any) -> None:
+    data = examples(8)
+    mixed = [
+        {**example, "labels": -100 if row in (1, 4) else example["labels"]}
+        for row, example in enumerate(data)
+    ]
+    labelled = [example for example in mixed if example["labels"] != -100]
+
+    def gradient(rows: list[Any]) -> torch.Tensor:
+        args = one_step(tmp_path, 8, 1, objectives=DECOUPLED, label_weight=0)
+        return gradient_of(distiller(bert(), teacher_of(), args, rows))
+
+    # Their sum is the same; the mean is over all 8 items, or over the 6 that are left.
+    torch.testing.assert_close(8 * gradient(mixed), 6 * gradient(labelled), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("label_weight", "reason"), [(0, "'decoupled_kl' reads them"), (1, "the label loss has")]
+)
+def test_an_objective_that_reads_labels_refuses_data_without(
+    tmp_path: Any, label_weight: float, reason: str
+) -> None:
+    import datasets
+
+    rows = [{key: value for key, value in example.items() if key != "labels"} for example in examples(8)]
+    args = arguments(tmp_path, objectives=DECOUPLED, label_weight=label_weight)
+    with pytest.raises(
+        ValueError, match=rf"labels: expected a column named labels, because .*{reason}.*received"
+    ):
+        distiller(bert(), teacher_of(), args, datasets.Dataset.from_list(rows))
+    late = distiller(bert(), teacher_of(), arguments(tmp_path, objectives=DECOUPLED, label_weight=0), rows)
+    with pytest.raises(ValueError, match="decoupled_kl: expected labels"):
+        late.train()
+
+
+def test_an_objective_that_reads_labels_is_left_out_of_a_prediction_without(tmp_path: Any) -> None:
+    args = arguments(tmp_path, objectives=[*DECOUPLED, {"name": "forward_kl"}], label_weight=0)
+    trainer = distiller(bert(), teacher_of(), args, examples(8))
+    rows = [{key: value for key, value in example.items() if key != "labels"} for example in examples(8)]
+    metrics = trainer.predict(rows).metrics
+    assert "test_loss/forward_kl" in metrics
+    assert "test_loss/decoupled_kl" not in metrics
+
+
 # ---- the teacher -----------------------------------------------------------------------------
 
 
@@ -264,6 +323,41 @@ def test_a_teacher_that_is_not_finite_stops_the_run_and_names_the_row(tmp_path: 
     with pytest.raises(FloatingPointError, match=r"row 1 of its batch after step 0 on process 0"):
         trainer.train()
     assert not list(tmp_path.glob("checkpoint-*")), "a checkpoint was written of a student taught by NaN"
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+@pytest.mark.parametrize("objective", ["forward_kl", "reverse_kl", "skew_kl", "total_variation"])
+def test_a_class_at_minus_infinity_in_one_model_stops_the_run(
+    tmp_path: Any, who: str, objective: str
+) -> None:
+    def forbid(module: Any, args: Any, output: Any) -> Any:
+        output.logits = output.logits + torch.tensor(
+            [[0.0, 0.0, 0.0], [0.0, -float("inf"), 0.0]] + [[0.0] * 3] * 2
+        )
+        return output
+
+    models = {"student": bert(), "teacher": teacher_of()}
+    models[who].register_forward_hook(forbid)
+    args = arguments(
+        tmp_path, objectives=[{"name": objective}], label_weight=0, save_strategy="steps", save_steps=1
+    )
+    trainer = distiller(models["student"], models["teacher"], args, examples(40))
+    message = rf"received class 1 at -inf in the {who} alone, in row 1 of its batch after step 0 on process 0"
+    with pytest.raises(FloatingPointError, match=message):
+        trainer.train()
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_class_at_minus_infinity_in_one_model_stops_an_evaluation(tmp_path: Any) -> None:
+    def forbid(module: Any, args: Any, output: Any) -> Any:
+        output.logits = output.logits + torch.tensor([0.0, -float("inf"), 0.0])
+        return output
+
+    student = bert()
+    student.register_forward_hook(forbid)
+    trainer = distiller(student, teacher_of(), arguments(tmp_path), examples(8), eval_dataset=examples(8))
+    with pytest.raises(FloatingPointError, match="received class 1 at -inf in the student alone, in row 0"):
+        trainer.evaluate()
 
 
 def test_a_class_at_minus_infinity_in_both_models_leaves_every_sum(tmp_path: Any) -> None:

@@ -174,8 +174,11 @@ class EvaluationMixin(DistillationLossMixin):
         if count == 0:
             return {}
         if rows.teacher.logits is not None:
-            self._finite.see(rows.teacher.logits, self.state.global_step)
-        sums = {term.key: (term.objective(rows).sum(), count) for term in self._plan_now().terms}
+            self._finite.see(rows.teacher.logits, self.state.global_step, rows.student_logits)
+        # As the label loss, an objective that reads labels is left out where a set to predict has none.
+        plan = self._plan_now()
+        terms = [t for t in plan.terms if rows.labels is not None or "labels" not in t.objective.needs]
+        sums = {term.key: (term.objective(rows).sum(), count) for term in terms}
         if self._pass is not None:
             for key, (total, number) in {**sums, **agreement_sums(rows, self.head)}.items():
                 self._pass.add(key, total, number)

@@ -13,7 +13,7 @@ import torch
 from hf_distill.teachers.signals import TeacherSignals
 
 # Far below any log-probability, and finite, so that its gradient is 0 and not NaN.
-_FAR = -1e30
+FAR = -1e30
 
 HeadKind = Literal["single_label", "multi_label", "regression"]
 Level = Literal["item", "example", "token"]
@@ -49,8 +49,10 @@ class Objective(ABC):
     Class attributes:
         name: the objective's name, and its file's.
         level: what a row is: ``item`` (a supervised position), ``example`` or ``token``.
-        needs: what it reads of the teacher: ``log_probs`` or ``logits``.
+        needs: what it reads of the teacher, ``log_probs`` or ``logits``; and ``labels``, if it reads
+            those of the data, which then must have some.
         heads: the kinds of head it is defined for.
+        batch_relational: whether a row's value depends on the other rows of the micro-batch.
         paper: where it comes from, for the generated table.
         cost: what it adds to a step, for the generated table.
     """
@@ -59,6 +61,7 @@ class Objective(ABC):
     level: ClassVar[Level] = "item"
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
     heads: ClassVar[frozenset[str]] = frozenset({"single_label"})
+    batch_relational: ClassVar[bool] = False
     paper: ClassVar[str]
     cost: ClassVar[str]
 
@@ -126,12 +129,38 @@ def kl_of_logits(of: torch.Tensor, against: torch.Tensor, temperature: float) ->
     small = centred.abs().amax(-1) < 1
     kept = p.masked_fill(blank, 0.0) / mass
     fine = torch.log1p((kept * torch.expm1(centred.clamp(-1, 1))).sum(-1).clamp(min=-0.999))
-    coarse = torch.logsumexp((log_p + centred).masked_fill(blank, _FAR), -1) - mass.squeeze(-1).log()
+    coarse = torch.logsumexp((log_p + centred).masked_fill(blank, FAR), -1) - mass.squeeze(-1).log()
     # A class that p rules out takes its mass of q away from the others, which were compared alone.
     # Without such a class both log-sum-exps are the same, to the last digit.
-    outside = torch.logsumexp(against, -1) - torch.logsumexp(against.masked_fill(impossible, _FAR), -1)
+    outside = torch.logsumexp(against, -1) - torch.logsumexp(against.masked_fill(impossible, FAR), -1)
     value = torch.where(small, fine, coarse) + outside
     return value.masked_fill(unreachable, torch.inf)
+
+
+def skew_divergence(log_p: torch.Tensor, log_q: torch.Tensor, skew: float) -> torch.Tensor:
+    """Return ``KL(p ‖ skew p + (1 - skew) q)``, at most ``-log(skew)``, to the last digits.
+
+    Formula: with ``y = (1 - skew) (q / p - 1)`` it is ``sum_c p_c (y_c - log(1 + y_c))``, because
+    ``sum_c p_c y_c = 0``. Each term is at least 0 and of second order, so that what rounding does to
+    both log-probabilities alike cancels before T^2 can multiply it. A class of p = 0 adds ``(1 - skew) q_c``.
+
+    Shapes: ``(rows, classes)`` log-probabilities twice, to ``(rows,)``.
+
+    Example:
+        >>> skew_divergence(torch.tensor([[0.75, 0.25]]).log(), torch.tensor([[0.5, 0.5]]).log(), 0.5)
+        tensor([0.0354])
+    """
+    p, q = log_p.exp(), log_q.exp()
+    impossible = p == 0
+    ratio = log_q.masked_fill(impossible, 0.0) - log_p.masked_fill(impossible, 0.0)
+    small = ratio.abs() < 1
+    y = (1 - skew) * torch.expm1(ratio.clamp(-1, 1))
+    fine = p * (y - torch.log1p(y))
+    # Where q is far from p, q / p may overflow, and nothing cancels.
+    weighed = ratio.masked_fill(small, 0.0) + math.log1p(-skew)
+    coarse = (1 - skew) * (q - p) - p * torch.logaddexp(torch.full_like(weighed, math.log(skew)), weighed)
+    terms = torch.where(small, fine, coarse).masked_fill(impossible, 0.0)
+    return (terms + (1 - skew) * q.masked_fill(~impossible, 0.0)).sum(-1)
 
 
 def check_temperature(temperature: float, where: str) -> None:
@@ -140,5 +169,27 @@ def check_temperature(temperature: float, where: str) -> None:
     if not (number and math.isfinite(temperature) and temperature > 0):
         raise ValueError(
             f"{where}: expected a finite temperature above 0, received {temperature!r}. "
-            "Usual values are 1 to 8; 2.0 is the default."
+            "Usual values are 1 to 8."
+        )
+
+
+def check_weight(weight: float, where: str) -> None:
+    """Raise ValueError unless the weight is a finite number of at least 0; ``where`` names the setting."""
+    number = isinstance(weight, Real) and not isinstance(weight, bool)
+    if not (number and math.isfinite(weight) and weight >= 0):
+        raise ValueError(f"{where}: expected a finite number of at least 0, received {weight!r}.")
+
+
+def check_share(share: float, where: str, at_the_ends: str) -> None:
+    """Raise ValueError unless the share lies strictly between 0 and 1.
+
+    Args:
+        share: the setting's value.
+        where: names the objective and the setting.
+        at_the_ends: what 0 and 1 would mean, and what to use for it.
+    """
+    number = isinstance(share, Real) and not isinstance(share, bool)
+    if not (number and 0 < share < 1):
+        raise ValueError(
+            f"{where}: expected a number strictly between 0 and 1, received {share!r}. {at_the_ends}"
         )
