@@ -15,7 +15,9 @@ def state_after(*looks: tuple[torch.Tensor, int]) -> list[int]:
     check = FiniteCheck()
     for logits, step in looks:
         check.see(logits, step)
-    return check.state(CPU).tolist()
+    *place, teacher = check.state(CPU).tolist()
+    assert teacher == min(place[0], 0), "teacher 0 unless told, and -1 where nothing is bad"
+    return place
 
 
 def spoilt(row: int, values: list[float]) -> torch.Tensor:
@@ -25,7 +27,7 @@ def spoilt(row: int, values: list[float]) -> torch.Tensor:
 
 
 def test_nothing_seen_is_nothing_bad():
-    assert FiniteCheck().state(CPU).tolist() == [-1, -1]
+    assert FiniteCheck().state(CPU).tolist() == [-1, -1, -1]
 
 
 def test_finite_logits_are_fine():
@@ -83,7 +85,7 @@ def test_looking_keeps_no_graph():
 
 def test_the_error_names_step_row_process_and_remedy():
     with pytest.raises(FloatingPointError) as caught:
-        FiniteCheck().raise_if_bad([[-1, -1], [12, 3]])
+        FiniteCheck().raise_if_bad([[-1, -1, -1], [12, 3, 0]])
     message = str(caught.value)
     assert "row 3" in message
     assert "step 12" in message
@@ -94,8 +96,8 @@ def test_the_error_names_step_row_process_and_remedy():
 def test_no_error_where_no_process_saw_a_bad_row():
     check = FiniteCheck()
     check.see(FINE, 0)
-    check.raise_if_bad([check.state(CPU).tolist(), [-1, -1]])
-    assert check.state(CPU).tolist() == [-1, -1]
+    check.raise_if_bad([check.state(CPU).tolist(), [-1, -1, -1]])
+    assert check.state(CPU).tolist() == [-1, -1, -1]
 
 
 def test_after_the_error_the_watch_starts_afresh():
@@ -104,4 +106,14 @@ def test_after_the_error_the_watch_starts_afresh():
     with pytest.raises(FloatingPointError, match="row 0"):
         check.raise_if_bad([check.state(CPU).tolist()])
     check.see(FINE, 6)
-    assert check.state(CPU).tolist() == [-1, -1]
+    assert check.state(CPU).tolist() == [-1, -1, -1]
+
+
+def test_several_teachers_are_told_apart():
+    check = FiniteCheck()
+    check.see(FINE, 5, teacher=0)
+    check.see(spoilt(2, [math.nan, 0.0]), 5, teacher=1)
+    check.see(spoilt(0, [math.nan, 0.0]), 5, teacher=2)
+    assert check.state(CPU).tolist() == [5, 2, 1]
+    with pytest.raises(FloatingPointError, match=r"^teacher\[1\] \(b\): expected finite logits.*row 2"):
+        check.raise_if_bad([check.state(CPU).tolist()], ["a", "b", "c"])
