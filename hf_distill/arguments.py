@@ -30,6 +30,10 @@ class DistillationArgumentsMixin:
         teacher_dtype: dtype of a teacher loaded by name (``auto``, ``float32``, ``bfloat16``, ...).
         teacher_attn_implementation: attention kernel of a teacher loaded by name.
         teacher_text_columns: text columns that ``teacher_processing_class`` encodes for the teacher.
+        teacher_weights: of several teachers: a number of at least 0 for each (divided by their sum),
+            ``"confidence"`` or ``"label_loss"``. Default: equal.
+        teacher_combine: of several teachers: average their ``"probabilities"`` (default) or ``"logits"``.
+        offload_teachers: of several teachers: keep those not at work in the CPU's memory.
 
     Example:
         >>> from hf_distill import DistillationTrainingArguments
@@ -90,6 +94,28 @@ class DistillationArgumentsMixin:
             "Default: text, and text_pair if there is one"
         },
     )
+    teacher_weights: list[float] | str | None = field(
+        default=None,
+        metadata={
+            "nargs": "+",  # the parser sees a str, of which this takes several
+            "help": "Teachers, several: a number of at least 0 for each, e.g. 2 1 1 (divided by their sum), or "
+            "weights per example: confidence (low entropy; needs no label), label_loss (low loss on the label). "
+            "Default: equal",
+        },
+    )
+    teacher_combine: str | None = field(
+        default=None,
+        metadata={
+            "help": "Teachers, several: what is averaged, probabilities or logits. Default: probabilities"
+        },
+    )
+    offload_teachers: bool = field(
+        default=False,
+        metadata={
+            "help": "Teachers, several: keep the weights of those not at work in the CPU's memory: less memory on the "
+            "device, more time. Default: False"
+        },
+    )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Make every subclass a dataclass, so that a pair over other arguments is one line."""
@@ -102,6 +128,7 @@ class DistillationArgumentsMixin:
             value = getattr(self, name)
             if isinstance(value, int) and not isinstance(value, bool):
                 setattr(self, name, float(value))
+        self.teacher_weights = _numbers_or_name(self.teacher_weights)
         direction_open = getattr(self, "greater_is_better", None) is None
         parent = getattr(super(), "__post_init__", None)
         if parent is not None:
@@ -111,6 +138,16 @@ class DistillationArgumentsMixin:
             # TrainingArguments takes every name that does not end in "loss" for one of which more is better,
             # and would keep the worst checkpoint by loss/label or mean_kl.
             vars(self)["greater_is_better"] = False
+
+
+def _numbers_or_name(given: Any) -> Any:
+    """Return the numbers or the one name that a command line gives as a list of words; else what came."""
+    if not isinstance(given, (list, tuple)) or not all(isinstance(word, str) for word in given):
+        return given
+    try:
+        return [float(word) for word in given]
+    except ValueError:
+        return given[0] if len(given) == 1 else given
 
 
 @dataclass
