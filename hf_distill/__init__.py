@@ -2,6 +2,7 @@
 
 from hf_distill.arguments import DistillationArgumentsMixin, DistillationTrainingArguments
 from hf_distill.students import evenly_spaced_layers, student_from_teacher
+from hf_distill.teachers.ensemble import TeacherEnsemble
 from hf_distill.trainer import DistillationMixin, DistillationTrainer
 from hf_distill.uploads import PushError
 from hf_distill.whole_checkpoints import last_whole_checkpoint
@@ -12,6 +13,7 @@ __all__ = [
     "DistillationTrainer",
     "DistillationTrainingArguments",
     "PushError",
+    "TeacherEnsemble",
     "evenly_spaced_layers",
     "last_whole_checkpoint",
     "student_from_teacher",

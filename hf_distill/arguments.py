@@ -35,6 +35,10 @@ class DistillationArgumentsMixin:
         teacher_dtype: dtype of a teacher loaded by name (``auto``, ``float32``, ``bfloat16``, ...).
         teacher_attn_implementation: attention kernel of a teacher loaded by name.
         teacher_text_columns: text columns that ``teacher_processing_class`` encodes for the teacher.
+        teacher_weights: of several teachers: a number of at least 0 for each (divided by their sum),
+            ``"confidence"`` or ``"label_loss"``. Default: equal.
+        teacher_combine: of several teachers: average their ``"probabilities"`` (default) or ``"logits"``.
+        offload_teachers: of several teachers: keep those not at work in the CPU's memory.
 
     Example:
         >>> from hf_distill import DistillationTrainingArguments
@@ -99,6 +103,28 @@ class DistillationArgumentsMixin:
             "Default: text, and text_pair if there is one"
         },
     )
+    teacher_weights: list[float] | str | None = field(
+        default=None,
+        metadata={
+            "nargs": "+",  # the parser sees a str, of which this takes several
+            "help": "Teachers, several: a number of at least 0 for each, e.g. 2 1 1 (divided by their sum), or "
+            "weights per example: confidence (low entropy; needs no label), label_loss (low loss on the label). "
+            "Default: equal",
+        },
+    )
+    teacher_combine: str | None = field(
+        default=None,
+        metadata={
+            "help": "Teachers, several: what is averaged, probabilities or logits. Default: probabilities"
+        },
+    )
+    offload_teachers: bool = field(
+        default=False,
+        metadata={
+            "help": "Teachers, several: keep the weights of those not at work in the CPU's memory: less memory on the "
+            "device, more time. Default: False"
+        },
+    )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Make every subclass a dataclass, so that a pair over other arguments is one line."""
@@ -113,6 +139,7 @@ class DistillationArgumentsMixin:
                 setattr(self, name, _from_text(name, value))
             elif isinstance(value, int) and not isinstance(value, bool):
                 setattr(self, name, float(value))
+        self.teacher_weights = _numbers_or_name(self.teacher_weights)
         direction_open = getattr(self, "greater_is_better", None) is None
         parent = getattr(super(), "__post_init__", None)
         if parent is not None:
@@ -134,6 +161,16 @@ def _from_text(name: str, text: str) -> float | dict[str, Any]:
             f'{{"schedule": "linear", "start": 0.0, "end": 1.0}}, received {text!r}.'
         ) from None
     return value
+
+
+def _numbers_or_name(given: Any) -> Any:
+    """Return the numbers or the one name that a command line gives as a list of words; else what came."""
+    if not isinstance(given, (list, tuple)) or not all(isinstance(word, str) for word in given):
+        return given
+    try:
+        return [float(word) for word in given]
+    except ValueError:
+        return given[0] if len(given) == 1 else given
 
 
 @dataclass

@@ -15,7 +15,7 @@ TEACHER_PREFIX = "teacher_"
 UNLABELLED_ROWS = "unlabelled_rows"
 # Tells which positions are items; no forward reads it.
 SPECIAL_TOKENS = "special_tokens_mask"
-_LABEL_COLUMNS = frozenset({"labels", "label", "label_ids", "start_positions", "end_positions"})
+LABEL_COLUMNS = frozenset({"labels", "label", "label_ids", "start_positions", "end_positions"})
 
 
 def accepted_columns(model: Any) -> frozenset[str]:
@@ -33,42 +33,83 @@ def accepted_columns(model: Any) -> frozenset[str]:
     return frozenset(name for name, p in parameters.items() if p.kind in named) - {"self"}
 
 
+def columns_for(batch: Mapping[str, Any], accepted: frozenset[str], prefix: str = "") -> dict[str, Any]:
+    """Return the columns that a forward accepts, and never a label.
+
+    Args:
+        batch: the whole batch.
+        accepted: names that the forward accepts.
+        prefix: what the names in the batch start with; taken off.
+
+    Example:
+        >>> columns_for({"teacher_1_ids": 1, "ids": 2, "labels": 3}, frozenset({"ids", "labels"}), "teacher_1_")
+        {'ids': 1}
+    """
+    wanted = accepted - LABEL_COLUMNS
+    return {
+        key.removeprefix(prefix): value
+        for key, value in batch.items()
+        if key.startswith(prefix) and key.removeprefix(prefix) in wanted
+    }
+
+
+def member_prefix(index: int) -> str:
+    """Return what the columns of one of several teachers start with, where it reads the text in its own way.
+
+    Example:
+        >>> member_prefix(1) + "input_ids"
+        'teacher_1_input_ids'
+    """
+    return f"{TEACHER_PREFIX}{index}_"
+
+
 @dataclass(frozen=True)
 class BatchColumns:
     """Which columns of a batch go to whom.
 
     Args:
         student: what the student's forward accepts.
-        teacher: what the teacher's forward accepts.
+        teacher: what the teacher's forward accepts; for an ensemble what any member's does, with its prefix.
         own_encoding: the teacher reads ``teacher_*`` columns instead of the student's.
+        own_prefixes: what the columns start with that are there for one member of an ensemble each.
     """
 
     student: frozenset[str]
     teacher: frozenset[str]
     own_encoding: bool = False
+    own_prefixes: tuple[str, ...] = ()
 
     def for_student(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return a batch without what is there for the teacher alone."""
-        teacher_only = self.teacher - self.student - _LABEL_COLUMNS
+        teacher_only = self.teacher - self.student - LABEL_COLUMNS
+        prefixes = (TEACHER_PREFIX,) if self.own_encoding else self.own_prefixes
         return {
             key: value
             for key, value in batch.items()
             if key != UNLABELLED_ROWS
             and (key != SPECIAL_TOKENS or key in self.student)
             and key not in teacher_only
-            and not (self.own_encoding and key.startswith(TEACHER_PREFIX))
+            and not key.startswith(prefixes)
         }
 
     def for_teacher(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return the columns that the teacher accepts, and never a label."""
-        if self.own_encoding:
-            own = {
-                key.removeprefix(TEACHER_PREFIX): value
-                for key, value in batch.items()
-                if key.startswith(TEACHER_PREFIX)
-            }
-            return {key: value for key, value in own.items() if key in self.teacher - _LABEL_COLUMNS}
-        return {key: value for key, value in batch.items() if key in self.teacher - _LABEL_COLUMNS}
+        return columns_for(batch, self.teacher, TEACHER_PREFIX if self.own_encoding else "")
+
+
+@dataclass(frozen=True)
+class TeacherEncoding:
+    """How one teacher reads the text in its own way.
+
+    Args:
+        processing_class: its tokenizer.
+        prefix: what its columns start with in the batch.
+        max_length: longest encoding that it accepts, in tokens.
+    """
+
+    processing_class: Any
+    prefix: str = TEACHER_PREFIX
+    max_length: int | None = None
 
 
 @dataclass
@@ -83,6 +124,7 @@ class DistillationCollator:
         teacher_processing_class: the teacher's tokenizer, where it reads the text in its own way.
         text_columns: the columns it encodes: one, or two for pairs.
         max_length: longest encoding that the teacher accepts, in tokens.
+        encodings: those of several teachers, instead of one ``teacher_processing_class``.
 
     Raises:
         ValueError: no text to encode, or a row of which only some labels are NaN.
@@ -92,6 +134,13 @@ class DistillationCollator:
     teacher_processing_class: Any = None
     text_columns: tuple[str, ...] = ()
     max_length: int | None = None
+    encodings: tuple[TeacherEncoding, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Take the one teacher's tokenizer for the only encoding."""
+        if self.teacher_processing_class is not None:
+            only = TeacherEncoding(self.teacher_processing_class, TEACHER_PREFIX, self.max_length)
+            self.encodings = (only, *self.encodings)
 
     @property
     def tokenizer(self) -> Any:
@@ -101,12 +150,12 @@ class DistillationCollator:
     def __call__(self, features: list[Any]) -> Any:
         """Make a batch."""
         encoded: Mapping[str, Any] = {}
-        if self.teacher_processing_class is not None:
+        if self.encodings:
             features = [dict(feature) for feature in features]
             encoded = self._encode(features)
         batch = self.collator(features)
         for key, value in encoded.items():
-            batch[TEACHER_PREFIX + key] = value
+            batch[key] = value
         labels = batch.get("labels")
         if isinstance(labels, torch.Tensor) and labels.is_floating_point():
             if bool((labels == IGNORED).any()):
@@ -126,22 +175,34 @@ class DistillationCollator:
                 batch[UNLABELLED_ROWS] = unlabelled
         return batch
 
-    def _encode(self, features: list[dict[str, Any]]) -> Mapping[str, Any]:
-        """Take the teacher's view out of the features: its own columns, or the text encoded now."""
+    def _encode(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """Take the teachers' views out of the features: their own columns, or the text encoded now."""
+        columns = {column: [f.get(column) for f in features] for column in self.text_columns}
+        texts = [rows for rows in columns.values() if any(text is not None for text in rows)]
+        views = {
+            encoding.prefix + key: value
+            for encoding in self.encodings
+            for key, value in self._view(encoding, features, texts).items()
+        }
+        for feature in features:
+            for column in self.text_columns:
+                feature.pop(column, None)
+        return views
+
+    def _view(self, encoding: TeacherEncoding, features: list[dict[str, Any]], texts: list[Any]) -> Any:
+        """Return what one teacher reads, and take its ready columns out of the features."""
+        prefix = encoding.prefix
         ready = [
-            {k.removeprefix(TEACHER_PREFIX): f.pop(k) for k in list(f) if k.startswith(TEACHER_PREFIX)}
-            for f in features
+            {k.removeprefix(prefix): f.pop(k) for k in list(f) if k.startswith(prefix)} for f in features
         ]
-        texts = [[f.pop(column, None) for f in features] for column in self.text_columns]
         if any(ready):
-            return self.teacher_processing_class.pad(ready, return_tensors="pt")
-        texts = [column for column in texts if any(text is not None for text in column)]
+            return encoding.processing_class.pad(ready, return_tensors="pt")
         if not texts:
             raise ValueError(
                 "teacher_processing_class: expected a text column to encode for the teacher "
-                f"({' or '.join(self.text_columns)}) or ready teacher_input_ids, received {sorted(features[0])}. "
+                f"({' or '.join(self.text_columns)}) or ready {prefix}input_ids, received {sorted(features[0])}. "
                 "Keep the text in the dataset, or name its columns in teacher_text_columns."
             )
-        return self.teacher_processing_class(
-            *texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+        return encoding.processing_class(
+            *texts, padding=True, truncation=True, max_length=encoding.max_length, return_tensors="pt"
         )

@@ -12,10 +12,11 @@ from hf_distill.items import select_rows
 from hf_distill.label_loss import LabelLossMixin, zero_with_graph
 from hf_distill.loss_plan import LossPlan
 from hf_distill.normalisation import Normalisation
+from hf_distill.objectives.base import Rows
 from hf_distill.schedules import highest, value_at
 from hf_distill.teachers.finite_check import FiniteCheck
 from hf_distill.teachers.online import add_decoder_inputs, logits_of
-from hf_distill.teachers.signals import Teacher, TeacherSignals
+from hf_distill.teachers.signals import Teacher, TeacherSignals, member_logits
 
 
 def weighted_sum(plan: LossPlan, parts: dict[str, Any]) -> Any:
@@ -145,23 +146,31 @@ class DistillationLossMixin(LabelLossMixin):
     ) -> dict[str, tuple[torch.Tensor, int]]:
         """Return each active objective's sum over its rows and their number; none without rows."""
         rows = select_rows(logits_of(outputs, "student"), signals, batch, self.head)
-        self._check_shapes(rows.student_logits, rows.teacher.logits)
+        self._check_shapes(rows)
         if rows.student_logits.shape[0] == 0:
             return {}
-        if rows.teacher.logits is not None:
-            self._finite.see(rows.teacher.logits, self.state.global_step, rows.student_logits)
+        self._look_for_bad_rows(rows)
         return {
             term.key: (term.objective(rows).sum(), rows.student_logits.shape[0])
             for term in self.step_plan().terms
         }
 
     @staticmethod
-    def _check_shapes(student: torch.Tensor, teacher: torch.Tensor | None) -> None:
-        if teacher is not None and student.shape != teacher.shape:
-            raise ValueError(
-                f"logits: expected the teacher's to have the student's shape {tuple(student.shape)}, received "
-                f"{tuple(teacher.shape)}. Student and teacher must read the same examples and share their classes."
-            )
+    def _check_shapes(rows: Rows) -> None:
+        student, teachers = rows.student_logits, member_logits(rows.teacher)
+        for index, teacher in enumerate(teachers):
+            if teacher is not None and student.shape != teacher.shape:
+                which = f"teacher[{index}]'s" if len(teachers) > 1 else "teacher's"
+                raise ValueError(
+                    f"logits: expected the {which} to have the student's shape {tuple(student.shape)}, received "
+                    f"{tuple(teacher.shape)}. Student and teacher must read the same examples and share their classes."
+                )
+
+    def _look_for_bad_rows(self, rows: Rows) -> None:
+        """Watch the logits of each teacher: a mixture would not tell whose NaN it is."""
+        for index, logits in enumerate(member_logits(rows.teacher)):
+            if logits is not None:
+                self._finite.see(logits, self.state.global_step, rows.student_logits, index)
 
     # ---- logging -----------------------------------------------------------------------
 
@@ -219,7 +228,8 @@ class DistillationLossMixin(LabelLossMixin):
     def _raise_on_bad_teacher(self) -> None:
         """Stop the run, on all ranks, if a teacher's answer was not finite, or one model ruled out a class alone."""
         states = self.accelerator.gather(self._finite.state(self.args.device))
-        self._finite.raise_if_bad(states.reshape(-1, 4).tolist())
+        names = [member.name for member in getattr(self.teacher, "members", ())]
+        self._finite.raise_if_bad(states.reshape(-1, 5).tolist(), names)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         """Look at the flag of bad logits once more before the run counts as done."""

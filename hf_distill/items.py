@@ -95,6 +95,20 @@ def labelled_mask(labels: torch.Tensor, head: Head) -> torch.Tensor:
     return labels.ne(IGNORED)
 
 
+def labels_of_predictions(labels: torch.Tensor, head: Head) -> torch.Tensor:
+    """Return, for each prediction of a model, the label it is to give; -100 where there is none.
+
+    Shapes: as the labels; causal models predict the label of the next position.
+
+    Example:
+        >>> labels_of_predictions(torch.tensor([[5, 6, 7]]), Head("single_label", positions=True, shift=True))
+        tensor([[   6,    7, -100]])
+    """
+    if not (head.positions and head.shift):
+        return labels
+    return torch.cat([labels[..., 1:], torch.full_like(labels[..., :1], IGNORED)], -1)
+
+
 def item_mask(batch: dict[str, Any], head: Head) -> torch.Tensor | None:
     """Return which positions are items, ``(batch, length)``, or None where every example is one.
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,8 +28,18 @@ from hf_distill.publishing import PublishingMixin
 from hf_distill.schedules import highest
 from hf_distill.students import warn_about_random_start
 from hf_distill.support import check_supported
+from hf_distill.teachers.ensemble import TeacherEnsemble
 from hf_distill.teachers.finite_check import FiniteCheck
-from hf_distill.teachers.online import OnlineTeacher, load_teacher_model
+from hf_distill.teachers.online import OnlineTeacher
+from hf_distill.teachers.preparation import (
+    TeacherLike,
+    TeacherPreparation,
+    check_settings,
+    members_of,
+    naming,
+    own_processing_classes,
+    teacher_encodings,
+)
 from hf_distill.teachers.signals import Teacher
 
 # Objectives may need it, and no teacher gives it.
@@ -43,7 +52,7 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
     def __init__(
         self,
         model: nn.Module | None = None,
-        teacher: str | Path | nn.Module | Teacher | None = None,
+        teacher: TeacherLike | Sequence[TeacherLike] | None = None,
         args: TrainingArguments | None = None,
         *trainer_args: Any,
         teacher_processing_class: Any = None,
@@ -67,14 +76,15 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         self._pending_parts: dict[str, float] = {}
         self._finite = FiniteCheck()
         super().__init__(model, args, *trainer_args, **trainer_kwargs)
+        if isinstance(teacher_processing_class, (list, tuple)) and len(teacher_processing_class) == 1:
+            teacher_processing_class = teacher_processing_class[0]
         self.teacher_processing_class = teacher_processing_class
         data_checks.check_splits(self.train_dataset, self.eval_dataset)
         data_checks.check_label_names(self.args.label_names)
         self.head = head_of(self._student(), self._example_label())
         self.teacher = self._make_teacher(teacher)
-        self.columns = BatchColumns(
-            accepted_columns(self._student()), self.teacher.columns, teacher_processing_class is not None
-        )
+        self.encodings = teacher_encodings(self.teacher, teacher_processing_class)
+        self.columns = self._make_columns()
         self._check_compatibility()
         self._check_data()
         self._wrap_collator()
@@ -109,61 +119,37 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         return [dataset for dataset in [self.train_dataset, *sets] if dataset is not None]
 
     def _make_teacher(self, teacher: Any) -> Teacher:
-        """Return a teacher from a model, a name or a teacher, checked against the student."""
-        if teacher is None:
-            raise ValueError(
-                "teacher: expected a model, a Hub id, a folder or a Teacher, received None. Give teacher=; to train "
-                "without one use transformers.Trainer."
-            )
-        name = None
-        if isinstance(teacher, (str, Path)):
-            name = str(teacher)
-            teacher = load_teacher_model(
-                name,
-                self._student(),
-                getattr(self.args, "teacher_revision", None),
-                getattr(self.args, "teacher_dtype", None),
-                getattr(self.args, "teacher_attn_implementation", None),
-            )
-        if not isinstance(teacher, nn.Module):
-            if isinstance(teacher, Teacher):
-                return teacher
-            raise ValueError(
-                f"teacher: expected a model, a Hub id, a folder or a Teacher, received {type(teacher).__name__}."
-            )
-        own = {id(parameter) for parameter in self._student().parameters()}
-        if any(id(parameter) in own for parameter in teacher.parameters()):
-            raise ValueError(
-                "teacher: expected a model of its own, received one that shares parameters with the student; freezing "
-                "the teacher would freeze the student. Make the student with student_from_teacher, or copy.deepcopy."
-            )
-        if getattr(teacher, "config", None) is None:
-            raise ValueError(
-                f"teacher: expected a transformers model, whose config tells its labels, received "
-                f"{type(teacher).__name__} without a config. Set teacher.config = student.config if the classes are "
-                "the same, or give an object that answers teacher(batch) -> TeacherSignals."
-            )
-        compatibility.check_heads(self._student(), teacher, self.head)
-        order = None
-        if not compatibility.predicts_tokens(self._student()):
-            order = compatibility.label_order(self._student().config, teacher.config)
-        return OnlineTeacher(teacher, name, order, lambda: self.accelerator.autocast()).to(self.args.device)
+        """Return a teacher from a model, a name, a teacher or several, checked against the student."""
+        preparation = TeacherPreparation(
+            self._student(), self.head, self.args, self.args.device, lambda: self.accelerator.autocast()
+        )
+        return preparation.prepare(teacher, self.teacher_processing_class)
+
+    def _make_columns(self) -> BatchColumns:
+        prefixes = tuple(encoding.prefix for encoding in self.encodings)
+        shared = prefixes == (TEACHER_PREFIX,)
+        return BatchColumns(
+            accepted_columns(self._student()), self.teacher.columns, shared, () if shared else prefixes
+        )
 
     def _check_compatibility(self) -> None:
         """Raise where student, teacher, tokenizer and data can't work together."""
-        if not isinstance(self.teacher, OnlineTeacher) or self.columns.own_encoding:
-            return
-        if "input_ids" in self.columns.student and "input_ids" in self.columns.teacher:
-            tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
-            compatibility.check_vocabulary(tokenizer, self.teacher.model)
-            compatibility.check_lengths(
-                self._student(), self.teacher.model, self.processing_class, self._datasets()
-            )
+        members = members_of(self.teacher)
+        own = own_processing_classes(self.teacher_processing_class, len(members))
+        tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
+        for index, member in enumerate(members):
+            reads_ids = "input_ids" in self.columns.student and "input_ids" in member.columns
+            if isinstance(member, OnlineTeacher) and own[index] is None and reads_ids:
+                with naming(self.teacher, index):
+                    compatibility.check_vocabulary(tokenizer, member.model)
+                    compatibility.check_lengths(
+                        self._student(), member.model, self.processing_class, self._datasets()
+                    )
 
     def _check_data(self) -> None:
         """Raise for labels that the head can't take, or no text for a teacher that reads its own."""
         for dataset in self._datasets():
-            if self.teacher_processing_class is not None:
+            if self.encodings:
                 data_checks.check_text_columns(dataset, self._teacher_text_columns())
             # A collator of the user's own may make labels out of anything.
             if getattr(self.data_collator, "__module__", "").startswith("transformers."):
@@ -174,22 +160,16 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
 
     def _wrap_collator(self) -> None:
         """Let the collator encode for the teacher, and mark unlabelled rows, where either is needed."""
-        if self.teacher_processing_class is None and self.head.kind == "single_label":
+        if not self.encodings and self.head.kind == "single_label":
             return
-        limits = [
-            getattr(self.teacher_processing_class, "model_max_length", None),
-            compatibility.longest_input(getattr(self.teacher, "model", None)),
-        ]
         self.data_collator = DistillationCollator(
-            self.data_collator,
-            self.teacher_processing_class,
-            tuple(self._teacher_text_columns()),
-            min((limit for limit in limits if limit is not None and limit < 10**9), default=None),
+            self.data_collator, text_columns=tuple(self._teacher_text_columns()), encodings=self.encodings
         )
 
     def _resolve(self) -> LossPlan:
         """Resolve the arguments into the loss, and check that the teacher can answer for it."""
         plan = resolve_loss(self.args, self.head.kind)
+        check_settings(self.teacher, self.args)  # which a trial may have set
         for term in plan.terms:
             if term.objective.level != "item":
                 raise ValueError(
@@ -216,7 +196,8 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
                 name: dict(value) if isinstance(value, Mapping) else float(value)
                 for name, value in given.items()
             }
-        return {**short, **self.plan.describe(), "teacher": self.teacher.name}
+        mixture = self.teacher.describe() if isinstance(self.teacher, TeacherEnsemble) else {}
+        return {**short, **self.plan.describe(), **mixture, "teacher": self.teacher.name}
 
     def before_checkpoint(self) -> None:
         """Write no checkpoint of a student that a broken teacher has taught."""
@@ -234,6 +215,7 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
                 extra.add(SPECIAL_TOKENS)
             if self.columns.own_encoding:
                 extra = {TEACHER_PREFIX + name for name in extra}
+            if self.encodings:
                 extra |= set(getattr(self.data_collator, "text_columns", ()))
             columns: Any = self._signature_columns
             columns += sorted(extra - set(columns))
@@ -255,10 +237,13 @@ class DistillationTrainer(DistillationMixin, Trainer):
 
     Args:
         model: the student; or ``model_init``.
-        teacher: a model, a Hub id, a folder, or anything that answers ``teacher(batch)``.
+        teacher: a model, a Hub id, a folder, or anything that answers ``teacher(batch)``; a list of
+            those is a :class:`hf_distill.TeacherEnsemble` with the arguments' settings.
         args: DistillationTrainingArguments, or a plain TrainingArguments for the defaults.
         teacher_processing_class: the teacher's own tokenizer, where it differs from the student's;
-            the text columns it reads stay in the dataset.
+            the text columns it reads stay in the dataset. With several teachers one for all of them,
+            or a list with one for each, None where it reads the student's encoding; their columns
+            are then ``teacher_0_input_ids``, ``teacher_1_input_ids`` and so on.
         trainer_args, trainer_kwargs: everything else that ``transformers.Trainer`` takes.
 
     Raises:

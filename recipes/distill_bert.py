@@ -4,7 +4,8 @@
     accelerate launch recipes/distill_bert.py --train_file train.csv --validation_file test.csv
     accelerate launch recipes/distill_bert.py settings.yaml --alpha 0.7
 
-Without a teacher's name one is trained on the same texts and kept for the next run.
+Without a teacher's name one is trained on the same texts and kept for the next run. Several names, or
+--teachers_from_seeds 3, make an ensemble.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ from hf_distill.jobs.command_line import (
     use_all_cores,
 )
 from hf_distill.jobs.comparison import TextComparison
-from hf_distill.jobs.own_teacher import first_on_main, kept_teacher
+from hf_distill.jobs.own_teacher import first_on_main, kept_teachers
 from hf_distill.jobs.text_data import TextDataArguments, load_texts
-from hf_distill.jobs.text_models import TextModelArguments, check_models, tokenizers_of
+from hf_distill.jobs.text_models import TextModelArguments, check_models, number_of_teachers, tokenizers_of
 from hf_distill.launch import check_launch
 from hf_distill.loss_plan import resolve_loss
 from hf_distill.support import check_supported
+from hf_distill.teachers.preparation import check_ensemble_arguments
 
 
 @dataclass
@@ -122,6 +124,7 @@ def main() -> None:
         check_supported(args)
         resolve_loss(args, "single_label")
         check_models(models)
+        check_ensemble_arguments(args, number_of_teachers(models))
         resuming(args)
         if args.push_to_hub and args.hub_model_id is None:
             fail("--push_to_hub: expected --hub_model_id user/name, received none. Name the repository.")
@@ -131,13 +134,13 @@ def main() -> None:
     sizes = ", ".join(f"{name} {len(rows):,}" for name, rows in splits.items())
     say(f"Texts: {sizes}; {splits['train'].features['label'].num_classes} classes")
 
-    folder = models.teacher_model_name_or_path
-    if folder is None:
-        folder = str(kept_teacher(models, splits, args, data.max_seq_length, say))
+    folders = models.teacher_model_name_or_path
+    if folders is None:
+        folders = kept_teachers(models, splits, args, data.max_seq_length, say)
     with short_errors():
-        teacher = AutoModelForSequenceClassification.from_pretrained(folder)
-        tokenizer, teacher_tokenizer = tokenizers_of(models, folder)
-    job = TextComparison(splits, teacher, folder, tokenizer, teacher_tokenizer, data, models, args, say)
+        teachers = [AutoModelForSequenceClassification.from_pretrained(folder) for folder in folders]
+        tokenizer, own_tokenizers = tokenizers_of(models, folders)
+    job = TextComparison(splits, teachers, folders, tokenizer, own_tokenizers, data, models, args, say)
     job.run(recipe.seeds, recipe.baseline)
     state.wait_for_everyone()
     state.destroy_process_group()

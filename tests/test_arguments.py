@@ -24,6 +24,9 @@ COMMAND_LINE = {
     "teacher_revision": ("v1", "v1"),
     "teacher_dtype": ("bfloat16", "bfloat16"),
     "teacher_attn_implementation": ("eager", "eager"),
+    "teacher_weights": ("confidence", "confidence"),
+    "teacher_combine": ("logits", "logits"),
+    "offload_teachers": ("True", True),
 }
 
 
@@ -48,7 +51,10 @@ def parse(output_dir: str, *flags: str, arguments=DistillationTrainingArguments)
 
 def test_nothing_is_resolved_at_construction(output_dir):
     args = make(output_dir)
-    assert {name: getattr(args, name) for name in NEW_FIELDS} == dict.fromkeys(NEW_FIELDS)
+    assert {name: getattr(args, name) for name in NEW_FIELDS} == {
+        **dict.fromkeys(NEW_FIELDS),
+        "offload_teachers": False,
+    }
 
 
 def test_every_new_field_is_tested_on_the_command_line():
@@ -87,6 +93,32 @@ def test_each_field_is_read_from_the_command_line(output_dir, name):
 def test_text_columns_are_a_list(output_dir):
     args = parse(output_dir, "--teacher_text_columns", "question", "sentence")
     assert args.teacher_text_columns == ["question", "sentence"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["2", "1", "1.5"], [2.0, 1.0, 1.5]),
+        (["label_loss"], "label_loss"),
+        (["0.5"], [0.5]),
+        (["0.5", "most"], ["0.5", "most"]),  # refused where the number of teachers is known
+    ],
+)
+def test_weights_of_teachers_are_numbers_or_a_name(output_dir, words, expected):
+    assert parse(output_dir, "--teacher_weights", *words).teacher_weights == expected
+
+
+def test_weights_of_teachers_in_python_and_yaml(output_dir, tmp_path):
+    assert make(output_dir, teacher_weights=[2, 1]).teacher_weights == [2, 1]
+    assert make(output_dir, teacher_weights="confidence").teacher_weights == "confidence"
+    path = tmp_path / "run.yaml"
+    path.write_text(f"output_dir: {output_dir}\nuse_cpu: true\nteacher_weights: [0.75, 0.25]\n")
+    (args,) = HfArgumentParser(DistillationTrainingArguments).parse_yaml_file(str(path))
+    assert args.teacher_weights == [0.75, 0.25]
+
+
+def test_offloading_is_a_bare_flag(output_dir):
+    assert parse(output_dir, "--offload_teachers").offload_teachers is True
 
 
 def test_short_form_on_the_command_line_resolves(output_dir):

@@ -23,7 +23,9 @@ from hf_distill.columns import (
     UNLABELLED_ROWS,
     BatchColumns,
     DistillationCollator,
+    TeacherEncoding,
     accepted_columns,
+    member_prefix,
 )
 
 NAN = float("nan")
@@ -152,6 +154,17 @@ def test_own_encoding_keeps_both_views_apart():
     assert columns.for_teacher(batch) == {"input_ids": "teacher's", "token_type_ids": "types"}
 
 
+def test_members_of_an_ensemble_have_prefixes_of_their_own():
+    columns = BatchColumns(
+        frozenset({"input_ids", "labels"}),
+        frozenset({"input_ids", "teacher_1_input_ids"}),
+        own_prefixes=(member_prefix(1),),
+    )
+    batch = {"input_ids": 1, "labels": 2, "teacher_1_input_ids": 3, "teacher_1_token_type_ids": 4}
+    assert set(columns.for_student(batch)) == {"input_ids", "labels"}, "what no forward accepts as well"
+    assert set(columns.for_teacher(batch)) == {"input_ids", "teacher_1_input_ids"}
+
+
 def test_the_mark_of_unlabelled_rows_reaches_no_forward(distilbert_and_bert):
     batch = {"input_ids": 1, UNLABELLED_ROWS: 2}
     assert set(distilbert_and_bert.for_student(batch)) == {"input_ids"}
@@ -213,6 +226,31 @@ def test_ready_columns_are_padded_and_win_over_text(student_tokenizer, teacher_t
     assert batch["teacher_input_ids"].tolist() == [[2, 7, 6, 8, 3], [2, 5, 3, 0, 0]]
     assert batch["teacher_attention_mask"].tolist() == [[1] * 5, [1, 1, 1, 0, 0]]
     assert "text" not in batch
+
+
+def test_text_is_encoded_for_several_teachers(student_tokenizer, teacher_tokenizer):
+    other = tokenizer_of(["b", "a", "c"])
+    encodings = (
+        TeacherEncoding(teacher_tokenizer, member_prefix(0)),
+        TeacherEncoding(other, member_prefix(2), max_length=3),
+    )
+    features = [encoded(student_tokenizer, text, text=text) for text in ("a b", "c")]
+    collator = DistillationCollator(
+        DataCollatorWithPadding(student_tokenizer), text_columns=("text",), encodings=encodings
+    )
+    batch = collator(features)
+    assert batch["input_ids"].tolist() == [[2, 4, 5, 3], [2, 6, 3, 0]]
+    assert batch["teacher_0_input_ids"].tolist() == [[2, 7, 6, 3], [2, 5, 3, 0]]
+    assert batch["teacher_2_input_ids"].tolist() == [[2, 5, 3], [2, 6, 3]]
+    assert "text" not in batch
+    ready = [{**f, **{member_prefix(2) + "input_ids": [2, 4, 3]}} for f in features]
+    batch = collator(ready)
+    assert batch["teacher_2_input_ids"].tolist() == [[2, 4, 3]] * 2
+    assert batch["teacher_0_input_ids"].tolist() == [[2, 7, 6, 3], [2, 5, 3, 0]]
+    for feature in features:
+        del feature["text"]
+    with pytest.raises(ValueError, match="ready teacher_0_input_ids"):
+        collator(features)
 
 
 def test_the_teachers_encoding_is_truncated(student_tokenizer, teacher_tokenizer):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from hf_distill.items import Head
 from hf_distill.objectives.base import Rows, at_least_float32
 from hf_distill.objectives.binary_kl import BinaryKL
 from hf_distill.objectives.forward_kl import ForwardKL
+from hf_distill.teachers.signals import TeacherSignals, retemperable_logits
 
 
 def agreement_sums(rows: Rows, head: Head) -> dict[str, tuple[torch.Tensor, int]]:
@@ -32,7 +35,7 @@ def agreement_sums(rows: Rows, head: Head) -> dict[str, tuple[torch.Tensor, int]
     """
     student, items = rows.student_logits, rows.student_logits.shape[0]
     if head.kind == "single_label":
-        scores = rows.teacher.log_probs(1.0) if rows.teacher.logits is None else rows.teacher.logits
+        scores: Any = teacher_scores(rows.teacher, head)
         same = student.argmax(-1) == scores.argmax(-1)
         return {"agreement": (same.sum(), items), "mean_kl": (ForwardKL(1.0)(rows).sum(), items)}
     teacher = rows.teacher.logits
@@ -43,6 +46,22 @@ def agreement_sums(rows: Rows, head: Head) -> dict[str, tuple[torch.Tensor, int]
         return {"agreement": (same.sum(), same.numel()), "mean_kl": (BinaryKL(1.0)(rows).sum(), items)}
     squared = (at_least_float32(student) - at_least_float32(teacher)).square()
     return {"agreement": (squared.sum(), squared.numel())}
+
+
+def teacher_scores(signals: TeacherSignals, head: Head) -> torch.Tensor | None:
+    """Return what stands for the teacher's logits in a metric, or None where there is nothing.
+
+    A mixture of probabilities is measured by its log-probabilities at T = 1, whose softmax they are.
+
+    Example:
+        >>> from hf_distill.teachers.signals import DenseSignals
+        >>> teacher_scores(DenseSignals(torch.tensor([[2.0, 0.0]])), Head("single_label"))
+        tensor([[2., 0.]])
+    """
+    if head.kind != "single_label":
+        return signals.logits
+    logits = retemperable_logits(signals)
+    return signals.log_probs(1.0) if logits is None else logits
 
 
 def finish_agreement(mean: float, head: Head) -> float:

@@ -30,6 +30,20 @@ class ModelCost:
     latency_ms: float
 
 
+def total_cost(costs: Sequence[ModelCost]) -> ModelCost:
+    """Return what models cost that run one after another on the same example.
+
+    Example:
+        >>> total_cost([ModelCost(10, 40, 1.5), ModelCost(20, 80, 2.5)])
+        ModelCost(parameters=30, size_on_disk_bytes=120, latency_ms=4.0)
+    """
+    return ModelCost(
+        parameters=sum(cost.parameters for cost in costs),
+        size_on_disk_bytes=sum(cost.size_on_disk_bytes for cost in costs),
+        latency_ms=sum(cost.latency_ms for cost in costs),
+    )
+
+
 def measure_cost(
     model: PreTrainedModel, folder: str | Path, lengths: Sequence[int], repeats: int = 5
 ) -> ModelCost:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,11 +13,12 @@ from transformers import EvalPrediction
 from transformers.trainer_pt_utils import EvalLoopContainer
 
 from hf_distill.distillation_loss import DistillationLossMixin, weighted_sum
-from hf_distill.evaluation.agreement import agreement_sums, finish_agreement
+from hf_distill.evaluation.agreement import agreement_sums, finish_agreement, teacher_scores
 from hf_distill.evaluation.retention import retention
 from hf_distill.items import batch_size, count_labelled, select_rows, slice_batch
 from hf_distill.loss_plan import LossPlan
 from hf_distill.teachers.online import logits_of
+from hf_distill.teachers.signals import label_free
 
 
 @dataclass
@@ -113,8 +114,10 @@ class EvaluationMixin(DistillationLossMixin):
         if prediction_loss_only:
             return loss, None, None
         logits = logits_of(outputs, "student").detach()
-        if self._pass is not None and self._pass.keep_teacher and signals.logits is not None:
-            self._keep_teacher_logits(signals.logits, labels, batch)
+        if self._pass is not None and self._pass.keep_teacher:
+            scores = teacher_scores(label_free(signals), self.head)
+            if scores is not None:
+                self._keep_teacher_logits(scores, labels, batch)
         if getattr(self.args, "predict_with_generate", False):
             return loss, self._generated(model, batch, ignore_keys)[1], labels
         return loss, logits, labels
@@ -169,18 +172,18 @@ class EvaluationMixin(DistillationLossMixin):
         rows = select_rows(
             logits_of(outputs, "student")[rows_kept], signals.select(rows_kept), own, self.head
         )
-        self._check_shapes(rows.student_logits, rows.teacher.logits)
+        self._check_shapes(rows)
         count = rows.student_logits.shape[0]
         if count == 0:
             return {}
-        if rows.teacher.logits is not None:
-            self._finite.see(rows.teacher.logits, self.state.global_step, rows.student_logits)
+        self._look_for_bad_rows(rows)
         # As the label loss, an objective that reads labels is left out where a set to predict has none.
         plan = self._plan_now()
         terms = [t for t in plan.terms if rows.labels is not None or "labels" not in t.objective.needs]
         sums = {term.key: (term.objective(rows).sum(), count) for term in terms}
         if self._pass is not None:
-            for key, (total, number) in {**sums, **agreement_sums(rows, self.head)}.items():
+            unaided = replace(rows, teacher=label_free(rows.teacher))
+            for key, (total, number) in {**sums, **agreement_sums(unaided, self.head)}.items():
                 self._pass.add(key, total, number)
         return {key: total / number for key, (total, number) in sums.items()}
 

@@ -14,7 +14,8 @@ import numpy
 from datasets import DatasetDict
 from transformers import DataCollatorWithPadding, EvalPrediction, set_seed
 
-from hf_distill.evaluation.cost import measure_cost
+from hf_distill.evaluation.agreement import teacher_scores
+from hf_distill.evaluation.cost import ModelCost, measure_cost, total_cost
 from hf_distill.evaluation.metrics import classification_metrics
 from hf_distill.jobs.command_line import resuming, short_errors
 from hf_distill.jobs.text_data import TextDataArguments, encode, with_unlabelled
@@ -26,6 +27,7 @@ from hf_distill.reporting.results import (
     summarise,
     write_results,
 )
+from hf_distill.teachers.signals import label_free
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.whole_checkpoints import last_whole_checkpoint
 
@@ -36,20 +38,20 @@ class TextComparison:
 
     Args:
         splits: from :func:`hf_distill.jobs.text_data.load_texts`.
-        teacher: the teacher's model.
-        teacher_folder: where it came from.
+        teachers: the teacher's model, or those of an ensemble.
+        teacher_folders: where they came from.
         tokenizer: the student's tokenizer.
-        teacher_tokenizer: the teacher's own, where it differs.
+        teacher_tokenizers: each teacher's own where it differs, else None.
         data, models: the recipe's arguments.
         args: distillation arguments; folders and seeds are set for each run.
         say: tells the user what is being done.
     """
 
     splits: DatasetDict
-    teacher: Any
-    teacher_folder: str
+    teachers: list[Any]
+    teacher_folders: list[str]
     tokenizer: Any
-    teacher_tokenizer: Any
+    teacher_tokenizers: list[Any]
     data: TextDataArguments
     models: TextModelArguments
     args: Any
@@ -57,7 +59,7 @@ class TextComparison:
 
     def __post_init__(self) -> None:
         """Encode the splits once for all runs."""
-        keep = self.teacher_tokenizer is not None
+        keep = any(tokenizer is not None for tokenizer in self.teacher_tokenizers)
         wanted = ["train", self.data.report_on, *(["unlabeled"] if "unlabeled" in self.splits else [])]
         self.encoded = {
             name: encode(self.splits[name], self.tokenizer, self.data.max_seq_length, keep) for name in wanted
@@ -91,7 +93,7 @@ class TextComparison:
         args = self._arguments(seed, kind, publish)
         set_seed(seed)  # both students of a seed start from the same weights
         student = make_student(
-            self.models, self.teacher, self.splits, self.tokenizer, self.data.max_seq_length
+            self.models, self.teachers[0], self.splits, self.tokenizer, self.data.max_seq_length
         )
         train = self.encoded["train"]
         if "unlabeled" in self.encoded:
@@ -102,14 +104,14 @@ class TextComparison:
                 args.num_train_epochs *= rows / len(train)
         return DistillationTrainer(
             student,
-            self.teacher,
+            self.teachers,
             args,
             data_collator=DataCollatorWithPadding(self.tokenizer),
             train_dataset=train,
             eval_dataset=self.encoded[self.data.report_on],
             processing_class=self.tokenizer,
             compute_metrics=classification_metrics(),
-            teacher_processing_class=self.teacher_tokenizer,
+            teacher_processing_class=self.teacher_tokenizers,
         )
 
     def _train(self, trainer: DistillationTrainer, seed: int, kind: str) -> None:
@@ -146,23 +148,28 @@ class TextComparison:
 
     # ---- the end -----------------------------------------------------------------------
 
-    def _teacher_logits(self, trainer: DistillationTrainer) -> numpy.ndarray:
-        """Run the teacher over the texts reported on, as the trainer does, and return its logits."""
-        logits = []
+    def _teacher_logits(self, trainer: DistillationTrainer) -> list[numpy.ndarray]:
+        """Run the teachers over the texts reported on, as the trainer does, without help from the labels.
+
+        Returns what stands for the logits of all together, and those of each.
+        """
+        logits: list[list[numpy.ndarray]] = [[] for _ in range(1 + len(self.teachers))]
         for batch in trainer.get_eval_dataloader():
             batch = trainer._prepare_inputs(batch)
-            signals: Any = trainer.teacher_signals(batch)
-            logits.append(trainer.accelerator.gather_for_metrics(signals.logits).float().cpu().numpy())
-        return numpy.concatenate(logits)
+            signals = label_free(trainer.teacher_signals(batch))
+            for kept, one in zip(logits, (signals, *getattr(signals, "members", (signals,))), strict=True):
+                scores = teacher_scores(one, trainer.head)
+                kept.append(trainer.accelerator.gather_for_metrics(scores).float().cpu().numpy())
+        return [numpy.concatenate(kept) for kept in logits]
 
     def _report(
         self, predictions: dict[str, list[numpy.ndarray]], firsts: dict[str, Any], seeds: list[int]
     ) -> dict[str, Any]:
         trainer = firsts["distilled"]
-        teacher = self._teacher_logits(trainer)  # on every process: it gathers
+        teachers = self._teacher_logits(trainer)  # on every process: it gathers
         summary: dict[str, Any] = {}
         if trainer.is_world_process_zero():
-            summary = self._summary(predictions, teacher, firsts, seeds)
+            summary = self._summary(predictions, teachers, firsts, seeds)
             path = write_results(summary, str(self.args.output_dir))
             write_results(summary, trainer.args.output_dir)
             self.say("\n" + results_table(summary))
@@ -177,12 +184,12 @@ class TextComparison:
     def _summary(
         self,
         predictions: dict[str, list[numpy.ndarray]],
-        teacher: numpy.ndarray,
+        teachers: list[numpy.ndarray],
         firsts: dict[str, Any],
         seeds: list[int],
     ) -> dict[str, Any]:
         """Return the results of all models, on process 0 alone."""
-        labels = numpy.asarray(self.encoded[self.data.report_on]["labels"])
+        labels, teacher = numpy.asarray(self.encoded[self.data.report_on]["labels"]), teachers[0]
         measure = classification_metrics()
 
         def results(logits: list[numpy.ndarray], cost: Any, agreement: bool = True) -> ModelResults:
@@ -193,22 +200,31 @@ class TextComparison:
 
         # Measured one after another at the end, so that all three see the same machine.
         costs = {kind: self._cost(first.model, first.args.output_dir) for kind, first in firsts.items()}
-        rows = {"teacher": results([teacher], self._teacher_cost(), agreement=False)}
+        singles = self._teacher_costs(firsts["distilled"].args.device)
+        rows = {"teacher": results([teacher], total_cost(singles), agreement=False)}
+        each = [results([one], cost) for one, cost in zip(teachers[1:], singles, strict=True)]
         difference = None
         if predictions["alone"]:
             rows["student_alone"] = results(predictions["alone"], costs["alone"])
             right = {kind: [one.argmax(-1) == labels for one in predictions[kind]] for kind in predictions}
             difference = paired_bootstrap(right["distilled"], right["alone"])
         rows["student_distilled"] = results(predictions["distilled"], costs["distilled"])
-        return summarise(rows, self._settings(seeds, firsts["distilled"]), difference)
+        settings = self._settings(seeds, firsts["distilled"])
+        named = list(zip(self.teacher_folders, each, strict=True))
+        return summarise(rows, settings, difference, named)
 
-    def _teacher_cost(self) -> Any:
-        """Measure the teacher; one that is not in a folder is saved for it."""
-        folder = Path(self.teacher_folder)
-        if not folder.is_dir():
-            folder = Path(self.args.output_dir) / "_teacher-copy"
-            self.teacher.save_pretrained(str(folder))
-        return self._cost(self.teacher, folder)
+    def _teacher_costs(self, device: Any) -> list[ModelCost]:
+        """Measure each teacher; one that is not in a folder is saved for it."""
+        costs = []
+        for index, (teacher, name) in enumerate(zip(self.teachers, self.teacher_folders, strict=True)):
+            folder = Path(name)
+            if not folder.is_dir():
+                folder = Path(self.args.output_dir) / f"_teacher-copy-{index}"
+                teacher.save_pretrained(str(folder))
+            waits = teacher.device  # offloaded, it would be measured on the CPU
+            costs.append(self._cost(teacher.to(device), folder))
+            teacher.to(waits)
+        return costs
 
     def _settings(self, seeds: list[int], trainer: Any) -> dict[str, Any]:
         return {

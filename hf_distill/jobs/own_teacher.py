@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -103,11 +104,13 @@ def kept_teacher(
     args: TrainingArguments,
     length: int,
     say: Callable[[str], None],
+    tokenizer_folder: Path | None = None,
 ) -> Path:
     """Return the folder of a teacher trained on these texts with these settings; train it if it is not there.
 
     The folder's name is a hash of the texts and the settings, so another task gets another teacher.
     It is filled beside and renamed when whole; a run that was killed goes on from its last checkpoint.
+    A tokenizer is trained for it unless ``tokenizer_folder`` has one.
     """
     names = ("vocabulary_size", *(name for name in asdict(settings) if name.startswith("teacher_")))
     wanted = {name: getattr(settings, name) for name in names}
@@ -125,8 +128,32 @@ def kept_teacher(
     say(
         f"Teacher: training {settings.teacher_layers} layers of width {settings.teacher_width} into {folder} ..."
     )
-    _train_teacher(settings, splits, args, length, folder)
+    _train_teacher(settings, splits, args, length, folder, tokenizer_folder)
     return folder
+
+
+def kept_teachers(
+    settings: TextModelArguments,
+    splits: DatasetDict,
+    args: TrainingArguments,
+    length: int,
+    say: Callable[[str], None],
+) -> list[str]:
+    """Return the folders of the teachers that the settings ask for: one, or one for each seed from 0.
+
+    All share the tokenizer of the first: training one breaks ties at random, and teachers that number
+    the words in their own ways would each need an encoding of its own.
+    """
+    if settings.teachers_from_seeds is None:
+        return [str(kept_teacher(settings, splits, args, length, say))]
+    folders: list[Path] = []
+    for seed in range(settings.teachers_from_seeds):
+        with_seed = copy.copy(args)
+        with_seed.seed = seed
+        folders.append(
+            kept_teacher(settings, splits, with_seed, length, say, folders[0] if folders else None)
+        )
+    return [str(folder) for folder in folders]
 
 
 def summed_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
@@ -143,16 +170,27 @@ def summed_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> An
     return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
 
 
+def _new_tokenizer(settings: TextModelArguments, splits: DatasetDict, folder: Path | None) -> Any:
+    if folder is not None:
+        return AutoTokenizer.from_pretrained(str(folder))
+    train = splits["train"]
+    texts = [text for name in ("text", "text_pair") if name in train.column_names for text in train[name]]
+    return train_tokenizer(texts, settings.vocabulary_size)
+
+
 def _train_teacher(
-    settings: TextModelArguments, splits: DatasetDict, args: TrainingArguments, length: int, folder: Path
+    settings: TextModelArguments,
+    splits: DatasetDict,
+    args: TrainingArguments,
+    length: int,
+    folder: Path,
+    tokenizer_folder: Path | None,
 ) -> None:
     state = PartialState()
     unfinished = folder.with_name(f"_{folder.name}-unfinished")
     with first_on_main(state):
         if not (unfinished / "tokenizer_config.json").is_file():
-            texts = [text for name in ("text", "text_pair") if name in splits["train"].column_names
-                     for text in splits["train"][name]]  # fmt: skip
-            train_tokenizer(texts, settings.vocabulary_size).save_pretrained(str(unfinished))
+            _new_tokenizer(settings, splits, tokenizer_folder).save_pretrained(str(unfinished))
         tokenizer = AutoTokenizer.from_pretrained(str(unfinished))
         train = encode(splits["train"], tokenizer, length)
     set_seed(args.seed)

@@ -21,16 +21,22 @@ from hf_distill.students import student_from_teacher
 class TextModelArguments:
     """Which teacher and student; sizes are those of models trained from random weights."""
 
-    teacher_model_name_or_path: str | None = field(
+    teacher_model_name_or_path: list[str] | None = field(
         default=None,
-        metadata={"help": "A fine-tuned teacher: Hub id or folder. Default: one is trained and kept"},
+        metadata={
+            "help": "A fine-tuned teacher: Hub id or folder; several are an ensemble. Default: one is trained and kept"
+        },
+    )
+    teachers_from_seeds: int | None = field(
+        default=None,
+        metadata={"help": "Train an ensemble of this many teachers here, with the seeds 0, 1, 2, ..."},
     )
     student_model_name_or_path: str | None = field(
         default=None, metadata={"help": "A pretrained student: Hub id or folder. Default: random weights"}
     )
     student_num_hidden_layers: int | None = field(
         default=None,
-        metadata={"help": "Cut the student out of the teacher's layers instead, keeping this many"},
+        metadata={"help": "Cut the student out of the (first) teacher's layers instead, keeping this many"},
     )
     vocabulary_size: int = field(default=8000, metadata={"help": "Vocabulary of a tokenizer trained here"})
     teacher_layers: int = field(default=2, metadata={"help": "Layers of a teacher trained here"})
@@ -48,12 +54,30 @@ class TextModelArguments:
     student_width: int = field(default=128, metadata={"help": "Width of a student from random weights"})
 
 
+def number_of_teachers(settings: TextModelArguments) -> int:
+    """Return how many teachers there are or will be.
+
+    Example:
+        >>> number_of_teachers(TextModelArguments(teachers_from_seeds=3)), number_of_teachers(TextModelArguments())
+        (3, 1)
+    """
+    return len(settings.teacher_model_name_or_path or ()) or settings.teachers_from_seeds or 1
+
+
 def check_models(settings: TextModelArguments) -> None:
     """Raise before a teacher is trained for a student that can't be made.
 
     Raises:
-        ValueError: two kinds of student at once, more layers than the teacher has, or an unknown name.
+        ValueError: two kinds of student or of teachers at once, more layers than the teacher has, or an
+            unknown name.
     """
+    count = settings.teachers_from_seeds
+    if count is not None and settings.teacher_model_name_or_path is not None:
+        raise ValueError(
+            "expected --teachers_from_seeds or --teacher_model_name_or_path, received both. Drop one."
+        )
+    if count is not None and count < 1:
+        raise ValueError(f"--teachers_from_seeds: expected a number of at least 1, received {count}.")
     layers, name = settings.student_num_hidden_layers, settings.student_model_name_or_path
     if layers is not None and name is not None:
         raise ValueError(
@@ -68,7 +92,8 @@ def check_models(settings: TextModelArguments) -> None:
             f"--student_num_hidden_layers: expected at most the teacher's {settings.teacher_layers} layers, received "
             f"{layers}. Give fewer, or raise --teacher_layers."
         )
-    for flag, model in (("teacher", settings.teacher_model_name_or_path), ("student", name)):
+    teachers = [("teacher", model) for model in settings.teacher_model_name_or_path or ()]
+    for flag, model in (*teachers, ("student", name)):
         if model is not None:
             try:
                 AutoConfig.from_pretrained(model)
@@ -125,10 +150,9 @@ def make_student(
     )
 
 
-def tokenizers_of(settings: TextModelArguments, teacher_folder: str) -> tuple[Any, Any]:
-    """Return the student's tokenizer, and the teacher's own where it differs, else None."""
-    teachers = AutoTokenizer.from_pretrained(teacher_folder)
-    if settings.student_model_name_or_path is None:
-        return teachers, None
-    students = AutoTokenizer.from_pretrained(settings.student_model_name_or_path)
-    return students, None if students.get_vocab() == teachers.get_vocab() else teachers
+def tokenizers_of(settings: TextModelArguments, teacher_folders: list[str]) -> tuple[Any, list[Any]]:
+    """Return the student's tokenizer, and of each teacher its own where it differs, else None."""
+    teachers = [AutoTokenizer.from_pretrained(folder) for folder in teacher_folders]
+    name = settings.student_model_name_or_path
+    student = teachers[0] if name is None else AutoTokenizer.from_pretrained(name)
+    return student, [None if own.get_vocab() == student.get_vocab() else own for own in teachers]

@@ -15,6 +15,7 @@ from hf_distill.objectives.base import (
     kl_of_logits,
     student_log_probs,
 )
+from hf_distill.teachers.signals import retemperable_logits
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,9 @@ class ReverseKL(Objective):
 
     def __call__(self, rows: Rows) -> torch.Tensor:
         """Return one value per row."""
-        if rows.teacher.logits is not None:
-            return self.temperature**2 * kl_of_logits(
-                rows.student_logits, rows.teacher.logits, self.temperature
-            )
+        logits = retemperable_logits(rows.teacher)
+        if logits is not None:
+            return self.temperature**2 * kl_of_logits(rows.student_logits, logits, self.temperature)
         log_p = rows.teacher.log_probs(self.temperature)
         log_q = student_log_probs(rows.student_logits, self.temperature)
         return self.temperature**2 * divergence_terms(log_q, log_p).sum(-1)

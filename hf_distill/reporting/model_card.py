@@ -122,10 +122,14 @@ def create_card(
     ids = _listed(dataset_tags)
     names = _listed(dataset_names) or ids
     task = (_listed(tasks) or [TASKS.get(auto_class_name(student), "other")])[0]
-    teacher_name = _teacher_name(getattr(trainer, "teacher", None))
+    teachers = [_teacher_name(teacher) for teacher in _teachers(getattr(trainer, "teacher", None))]
+    on_hub = [name for name in dict.fromkeys(teachers) if name is not None and is_hub_id(name)]
     results = _eval_results(metrics, task, names, ids, _listed(dataset_configurations))
+    # The Hub takes a model with several bases for a merge of their weights, unless told.
+    relation: dict[str, Any] = {"base_model_relation": "finetune"} if len(on_hub) > 1 else {}
     data = ModelCardData(
-        base_model=teacher_name if is_hub_id(teacher_name) else None,
+        base_model=(on_hub[0] if len(on_hub) == 1 else on_hub) or None,
+        **relation,
         datasets=ids or None,
         eval_results=results,
         language=language,
@@ -289,7 +293,18 @@ def _teacher_name(teacher: Any) -> str | None:
     return None if name is None or str(name) == type(model).__name__ else str(name)
 
 
+def _teachers(teacher: Any) -> list[Any]:
+    """The teachers of an ensemble, or the only one."""
+    members = getattr(teacher, "members", None)
+    return [teacher] if members is None else [one for member in members for one in _teachers(member)]
+
+
 def _teacher_text(teacher: Any) -> str:
+    *first, last = [_one_teacher_text(one) for one in _teachers(teacher)]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _one_teacher_text(teacher: Any) -> str:
     name = _teacher_name(teacher)
     if is_hub_id(name):
         return f"[{name}](https://huggingface.co/{name})"
@@ -299,8 +314,14 @@ def _teacher_text(teacher: Any) -> str:
 
 
 def _teacher_size(teacher: Any) -> str:
-    model = getattr(teacher, "model", None)
-    return "" if model is None else f", its teacher {sum(weight.numel() for weight in model.parameters()):,}"
+    models = [getattr(one, "model", None) for one in _teachers(teacher)]
+    sizes = [
+        f"{sum(weight.numel() for weight in model.parameters()):,}" for model in models if model is not None
+    ]
+    if not sizes:
+        return ""
+    *first, last = sizes
+    return f", its teachers {', '.join(first)} and {last}" if first else f", its teacher {last}"
 
 
 def _training_rows(trainer: Any) -> Iterable[tuple[str, str]]:

@@ -17,6 +17,7 @@ from hf_distill.evaluation.cost import ModelCost
 
 RESULTS_FILE = "distillation_results.json"
 _TITLES = {
+    "best_teacher": "best single teacher",
     "teacher": "teacher",
     "student_alone": "student alone",
     "student_distilled": "student distilled",
@@ -111,7 +112,10 @@ def paired_bootstrap(
 
 
 def summarise(
-    models: dict[str, ModelResults], settings: dict[str, Any], difference: Interval | None = None
+    models: dict[str, ModelResults],
+    settings: dict[str, Any],
+    difference: Interval | None = None,
+    teachers: Sequence[tuple[str, ModelResults]] = (),
 ) -> dict[str, Any]:
     """The results of a run as plain numbers, for `distillation_results.json`.
 
@@ -119,31 +123,45 @@ def summarise(
     several.
 
     Args:
-        models: `teacher`, `student_distilled` and, if it was trained, `student_alone`.
+        models: `teacher` (the ensemble, if there are several), `student_distilled` and, if it was trained,
+            `student_alone`.
         settings: what the run was called with; `seeds` and `test_texts` appear under the table.
         difference: accuracy of the distilled student minus the student alone, from `paired_bootstrap`.
+        teachers: name and results of each teacher by itself.
 
     Returns:
         `teacher`, `student_alone` (None without a baseline), `student_distilled`, `retention`, `agreement`,
         `difference` (None without a baseline), `settings`. `retention` is distilled accuracy / teacher
-        accuracy; `agreement` is the distilled student's.
+        accuracy; `agreement` is the distilled student's. `teachers` is a list of what each teacher reaches by
+        itself, with its `name`; of several, `best_teacher` is the one of the highest accuracy on the same texts,
+        which flatters it, and `retention_best_teacher` the distilled student's accuracy / its accuracy.
     """
     teacher_accuracy = models["teacher"].mean("accuracy")
     summary: dict[str, Any] = dict.fromkeys(_TITLES)
     for name, model in models.items():
-        row: dict[str, Any] = {}
-        for metric in model.metrics[0]:
-            row |= _over_seeds(metric, [result[metric] for result in model.metrics])
-        row |= vars(model.cost)
-        if model.agreement:
-            row |= _over_seeds("agreement", model.agreement)
-            row["retention"] = model.mean("accuracy") / teacher_accuracy if teacher_accuracy else None
-        summary[name] = row
+        summary[name] = _row(model, teacher_accuracy)
+    summary["teachers"] = [{"name": name, **_row(model, teacher_accuracy)} for name, model in teachers]
+    if len(teachers) > 1:
+        best = max(summary["teachers"], key=lambda row: row["accuracy"])
+        student = summary["student_distilled"]["accuracy"]
+        summary["best_teacher"] = best
+        summary["retention_best_teacher"] = student / best["accuracy"] if best["accuracy"] else None
     summary["retention"] = summary["student_distilled"]["retention"]
     summary["agreement"] = summary["student_distilled"]["agreement"]
     summary["difference"] = difference._asdict() if difference else None
     summary["settings"] = settings
     return summary
+
+
+def _row(model: ModelResults, teacher_accuracy: float) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for metric in model.metrics[0]:
+        row |= _over_seeds(metric, [result[metric] for result in model.metrics])
+    row |= vars(model.cost)
+    if model.agreement:
+        row |= _over_seeds("agreement", model.agreement)
+        row["retention"] = model.mean("accuracy") / teacher_accuracy if teacher_accuracy else None
+    return row
 
 
 def _over_seeds(name: str, values: Sequence[float]) -> dict[str, float]:
@@ -181,6 +199,8 @@ def results_table(summary: dict[str, Any]) -> str:
         row = summary[name]
         if row is None:
             continue
+        if name == "teacher" and summary["best_teacher"]:
+            title = f"teacher (ensemble of {len(summary['teachers'])})"
         cells = [title, f"{row['parameters']:,}", f"{row['size_on_disk_bytes'] / 1e6:.1f} MB"]
         cells += [_percent(row, metric) for metric in [*metrics, "agreement"]]
         rows.append([*cells, f"{row['latency_ms']:.2f}", _percent(row, "retention")])
@@ -208,6 +228,12 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     seeds = len(settings["seeds"])
     spread = "1 seed" if seeds == 1 else f"{seeds} seeds: mean ± standard deviation"
     notes = [f"Measured on {settings['test_texts']:,} texts that no model was trained on; {spread}."]
+    if summary["best_teacher"]:
+        reached = ", ".join(f"{100 * row['accuracy']:.1f}" for row in summary["teachers"])
+        notes.append(
+            f"Agreement and retention are against the ensemble. The teachers reach {reached} %; the distilled student "
+            f"has {_percent(summary, 'retention_best_teacher')} of the best one's accuracy, which these texts chose."
+        )
     difference = summary["difference"]
     if difference:
         resampled = "seeds and texts" if seeds > 1 else "texts"

@@ -12,8 +12,10 @@ import torch
 class TeacherSignals(Protocol):
     """A teacher's answer for a batch, or for some of its rows.
 
-    A mixture of teachers and a sparse cache have no raw logits and can't be re-tempered, so the
-    common question is ``log_probs(temperature)``; ``logits`` is None where there are none.
+    A mixture of teachers and a sparse cache can't be re-tempered, so the common question is
+    ``log_probs(temperature)``; ``logits`` is None where there are none. Signals whose ``logits`` are
+    not behind their ``log_probs``, as the mean logits of a mixture of probabilities, say so with
+    ``retemperable = False``; without that attribute they are.
     """
 
     @property
@@ -67,3 +69,38 @@ class DenseSignals:
     def select(self, index: Any) -> DenseSignals:
         """Return the signals of the rows under a boolean mask or a slice."""
         return DenseSignals(self.logits[index])
+
+
+def retemperable_logits(signals: TeacherSignals) -> torch.Tensor | None:
+    """Return logits whose softmax at any temperature is the teacher's, or None where there are none.
+
+    Example:
+        >>> retemperable_logits(DenseSignals(torch.tensor([[2.0, 0.0]])))
+        tensor([[2., 0.]])
+    """
+    return signals.logits if getattr(signals, "retemperable", True) else None
+
+
+def member_logits(signals: TeacherSignals) -> list[torch.Tensor | None]:
+    """Return the raw logits of each teacher behind the signals: of one, or of a mixture's members.
+
+    Example:
+        >>> member_logits(DenseSignals(torch.tensor([[2.0, 0.0]])))
+        [tensor([[2., 0.]])]
+    """
+    return [member.logits for member in getattr(signals, "members", (signals,))]
+
+
+def label_free(signals: TeacherSignals) -> TeacherSignals:
+    """Return what the teacher would have said without knowing a label, for measuring it.
+
+    A mixture weighted by the label loss leans to whoever is right, which no one could know who has
+    no label: measured like that it would look better than it is.
+
+    Example:
+        >>> signals = DenseSignals(torch.tensor([[2.0, 0.0]]))
+        >>> label_free(signals) is signals
+        True
+    """
+    unaided: TeacherSignals = getattr(signals, "label_free", signals)
+    return unaided

@@ -12,9 +12,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_distill import DistillationTrainingArguments
 from hf_distill.corpora.files import DataError
-from hf_distill.jobs.own_teacher import WordDropout, kept_teacher, train_tokenizer
+from hf_distill.jobs.own_teacher import WordDropout, kept_teacher, kept_teachers, train_tokenizer
 from hf_distill.jobs.text_data import TextDataArguments, encode, load_texts, with_unlabelled
-from hf_distill.jobs.text_models import TextModelArguments, make_student
+from hf_distill.jobs.text_models import TextModelArguments, make_student, tokenizers_of
 
 
 @pytest.fixture
@@ -84,6 +84,23 @@ def test_a_teacher_is_trained_once_per_task(
     fewer = DatasetDict({"train": splits["train"].select(range(8))})
     assert kept_teacher(models, fewer, args, 8, said.append) != first
     assert not [path for path in first.parent.iterdir() if path.name.startswith("_")]
+
+
+def test_an_ensemble_is_trained_seed_by_seed_and_kept(
+    splits: DatasetDict, models: TextModelArguments, args: Any
+) -> None:
+    said: list[str] = []
+    models.teachers_from_seeds = 2
+    folders = kept_teachers(models, splits, args, 8, said.append)
+    assert len(set(folders)) == 2
+    first, second = (AutoModelForSequenceClassification.from_pretrained(folder) for folder in folders)
+    assert not torch.equal(first.classifier.weight, second.classifier.weight)
+    models.teachers_from_seeds = 1
+    assert kept_teachers(models, splits, args, 8, said.append) == folders[:1]
+    assert "kept from an earlier run" in said[-1]
+    tokenizer, own = tokenizers_of(models, folders)
+    assert own == [None, None], "the same texts, the same tokenizer"
+    assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(folders[1]).get_vocab()
 
 
 def test_a_student_is_cut_from_the_teacher_or_new(

@@ -121,6 +121,43 @@ def test_two_processes(tmp_path: Path, files: dict[str, str]) -> None:
     assert done.stdout.count("Results:") == 1
 
 
+def test_an_ensemble_of_own_teachers_and_of_their_folders(
+    tmp_path: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    settings = flags({**SIZES, **files, "baseline": False, "output_dir": str(tmp_path / "out")})
+
+    def run(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", [str(RECIPE), *settings, *words])
+        runpy.run_path(str(RECIPE), run_name="__main__")
+        return str(capsys.readouterr().out)
+
+    printed = run("--teachers_from_seeds", "3", "--teacher_weights", "confidence")
+    results = json.loads((tmp_path / "out" / "distillation_results.json").read_text())
+    assert "| best single teacher " in printed
+    assert "| teacher (ensemble of 3) " in printed
+    assert len(results["teachers"]) == len({row["name"] for row in results["teachers"]}) == 3
+    best = max(row["accuracy"] for row in results["teachers"])
+    assert results["best_teacher"]["accuracy"] == best
+    student = results["student_distilled"]["accuracy"]
+    assert results["retention"] == pytest.approx(student / results["teacher"]["accuracy"])
+    assert results["retention_best_teacher"] == pytest.approx(student / best)
+    assert results["teacher"]["parameters"] == sum(row["parameters"] for row in results["teachers"])
+    assert results["settings"]["teacher_weights"] == "confidence"
+    said = re.search(r"teacher_accuracy ([\d.]+) %", printed)
+    assert said is not None
+    assert results["teacher"]["accuracy"] > 0.5
+    assert 100 * results["teacher"]["accuracy"] == pytest.approx(float(said[1]), abs=0.01)
+
+    # The same folders as names, but one, with weights of one's own: nothing is trained but the student.
+    folders = [str(row["name"]) for row in results["teachers"][:2]]
+    words = ["--teacher_model_name_or_path", *folders, "--teacher_weights", "3", "1", "--offload_teachers"]
+    again = run(*words, "--teacher_combine", "logits")
+    settings_of = json.loads((tmp_path / "out" / "distillation_results.json").read_text())["settings"]
+    assert (settings_of["teacher_combine"], settings_of["teacher_weights"]) == ("logits", [0.75, 0.25])
+    assert "Teacher: training" not in again
+    assert "| teacher (ensemble of 2) " in again
+
+
 def run_here(monkeypatch: pytest.MonkeyPatch, capsys: Any, words: list[str]) -> tuple[Any, str]:
     """Run the recipe in this process, and return its exit code and standard error."""
     monkeypatch.setattr(sys, "argv", [str(RECIPE), *words])
@@ -150,6 +187,11 @@ def run_here(monkeypatch: pytest.MonkeyPatch, capsys: Any, words: list[str]) -> 
         (["--student_num_hidden_layers", "9", "--train_file", "{train}"], "at most the teacher's 4 layers, received 9"),
         (["--student_model_name_or_path", "{tmp}/nowhere"], "--student_model_name_or_path: expected a Hub id"),
         (["--resume_from_checkpoint", "some/where"], "expected True or False"),
+        (["--teachers_from_seeds", "3", "--teacher_weights", "1", "2"], "expected 3 numbers, one for each teacher"),
+        (["--teachers_from_seeds", "0"], "--teachers_from_seeds: expected a number of at least 1, received 0"),
+        (["--teachers_from_seeds", "2", "--teacher_model_name_or_path", "x"], "received both. Drop one"),
+        (["--teacher_combine", "logits"], "teacher_combine: expected several teachers, received one"),
+        (["--teachers_from_seeds", "2", "--teacher_weights", "most"], "teacher_weights: expected confidence"),
     ],
 )  # fmt: skip
 def test_mistakes_are_a_line_or_two(

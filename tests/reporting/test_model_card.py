@@ -196,6 +196,28 @@ def test_teacher_on_the_hub_and_in_a_folder(tmp_path: Path) -> None:
         assert "distilled from a teacher without a name" in str(nameless)
 
 
+def test_all_teachers_of_an_ensemble_are_named(tmp_path: Path) -> None:
+    def teacher(name: str) -> Any:
+        return SimpleNamespace(name=name, model=BertForSequenceClassification(BertConfig(**BERT)))
+
+    (tmp_path / "mine").mkdir()
+    local = teacher(str(tmp_path / "mine"))
+    members = [teacher("big/one"), teacher("big/two"), local]
+    card = create_card(trainer_of(tmp_path, SimpleNamespace(name="all", members=members)))
+    metadata = metadata_of(card)
+    assert metadata["base_model"] == ["big/one", "big/two"]
+    assert metadata["base_model_relation"] == "finetune"
+    text = " ".join(str(card).split())
+    links = [f"[big/{name}](https://huggingface.co/big/{name})" for name in ("one", "two")]
+    assert f"distilled from {links[0]}, {links[1]} and `mine`, a local model (`BertFor" in text
+    assert str(tmp_path / "mine") not in text
+    size = f"{sum(weight.numel() for weight in local.model.parameters()):,}"
+    assert f", its teachers {size}, {size} and {size}, and it loads" in text
+    one = create_card(trainer_of(tmp_path, SimpleNamespace(name="all", members=[teacher("big/one"), local])))
+    assert metadata_of(one)["base_model"] == "big/one"
+    assert "base_model_relation" not in metadata_of(one)
+
+
 def test_folder_that_looks_like_an_id_is_not_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert is_hub_id("runs/teacher")

@@ -92,9 +92,44 @@ def test_table_with_and_without_a_baseline():
     assert "alone" not in table
 
 
+def test_an_ensemble_and_its_best_teacher():
+    models = example_models()
+    reached = {"first": 0.70, "second": 0.76, "third": 0.74}
+    teachers = [
+        (name, ModelResults([METRICS | {"accuracy": value}], COST, [0.9])) for name, value in reached.items()
+    ]
+    summary = summarise(models, {"seeds": [0, 1, 2], "test_texts": 50}, teachers=teachers)
+    assert [row["name"] for row in summary["teachers"]] == list(reached)
+    assert summary["best_teacher"] == summary["teachers"][1]
+    assert summary["best_teacher"]["retention"] == pytest.approx(0.76 / 0.8)
+    assert summary["retention"] == pytest.approx(0.8 / 0.8), "against the ensemble"
+    assert summary["retention_best_teacher"] == pytest.approx(0.8 / 0.76)
+    lines = results_table(summary).splitlines()
+    titles = [line.split("|")[1].strip() for line in lines if line.startswith("| ")][2:]
+    assert titles == ["best single teacher", "teacher (ensemble of 3)", "student alone", "student distilled"]
+    assert "The teachers reach 70.0, 76.0, 74.0 %; the distilled student has 105.3 % of the best" in lines[-1]
+
+
+def test_one_teacher_is_listed_and_is_no_ensemble():
+    models = example_models()
+    summary = summarise(models, {"seeds": [0], "test_texts": 5}, teachers=[("only", models["teacher"])])
+    assert [row["name"] for row in summary["teachers"]] == ["only"]
+    assert summary["best_teacher"] is None
+    assert "ensemble" not in results_table(summary)
+    assert "best" not in results_table(summary)
+
+
 def test_file_holds_the_named_keys(tmp_path):
     path = write_results(summarise(example_models(), {"seeds": [0], "test_texts": 5}), tmp_path)
     assert path == tmp_path / "distillation_results.json"
-    expected = {"teacher", "student_alone", "student_distilled", "retention", "agreement", "settings"}
+    expected = {
+        "teacher",
+        "teachers",
+        "student_alone",
+        "student_distilled",
+        "retention",
+        "agreement",
+        "settings",
+    }
     assert expected <= set(json.loads(path.read_text()))
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]

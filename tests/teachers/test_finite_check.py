@@ -21,7 +21,9 @@ def state_after(*looks: tuple[torch.Tensor, int]) -> list[int]:
 def seen_with(teacher: torch.Tensor, student: torch.Tensor) -> list[int]:
     check = FiniteCheck()
     check.see(teacher, 7, student)
-    return check.state(CPU).tolist()
+    *found, member = check.state(CPU).tolist()
+    assert member == min(found[0], 0), "teacher 0 unless told, and -1 where nothing is bad"
+    return found
 
 
 def spoilt(row: int, values: list[float]) -> torch.Tensor:
@@ -31,7 +33,7 @@ def spoilt(row: int, values: list[float]) -> torch.Tensor:
 
 
 def test_nothing_seen_is_nothing_bad():
-    assert FiniteCheck().state(CPU).tolist() == [-1] * 4
+    assert FiniteCheck().state(CPU).tolist() == [-1] * 5
 
 
 def test_finite_logits_are_fine():
@@ -89,7 +91,7 @@ def test_looking_keeps_no_graph():
 
 def test_the_error_names_step_row_process_and_remedy():
     with pytest.raises(FloatingPointError) as caught:
-        FiniteCheck().raise_if_bad([[-1] * 4, [12, 3, 0, 0]])
+        FiniteCheck().raise_if_bad([[-1] * 5, [12, 3, 0, 0, 0]])
     message = str(caught.value)
     assert "row 3" in message
     assert "step 12" in message
@@ -100,8 +102,8 @@ def test_the_error_names_step_row_process_and_remedy():
 def test_no_error_where_no_process_saw_a_bad_row():
     check = FiniteCheck()
     check.see(FINE, 0)
-    check.raise_if_bad([check.state(CPU).tolist(), [-1] * 4])
-    assert check.state(CPU).tolist() == [-1] * 4
+    check.raise_if_bad([check.state(CPU).tolist(), [-1] * 5])
+    assert check.state(CPU).tolist() == [-1] * 5
 
 
 def test_after_the_error_the_watch_starts_afresh():
@@ -110,7 +112,7 @@ def test_after_the_error_the_watch_starts_afresh():
     with pytest.raises(FloatingPointError, match="row 0"):
         check.raise_if_bad([check.state(CPU).tolist()])
     check.see(FINE, 6)
-    assert check.state(CPU).tolist() == [-1] * 4
+    assert check.state(CPU).tolist() == [-1] * 5
 
 
 # ---- classes that one model alone rules out ---------------------------------------------
@@ -158,10 +160,20 @@ def test_leading_dimensions_are_flattened_in_both():
 @pytest.mark.parametrize(("kind", "who"), [(1, "teacher"), (2, "student")])
 def test_the_error_names_class_model_row_step_process_and_remedy(kind, who):
     with pytest.raises(FloatingPointError) as caught:
-        FiniteCheck().raise_if_bad([[12, 3, kind, 9]])
+        FiniteCheck().raise_if_bad([[12, 3, kind, 9, 0]])
     assert str(caught.value) == (
         "logits: expected a class at -inf in both models or in neither, received class 9 at -inf in the "
         f"{who} alone, in row 3 of its batch after step 12 on process 0. The student has learnt from it since: "
         "go back to the last checkpoint. Rule out the same classes in both models, or lower them by a finite number "
         "such as -1e4 in place of -inf; in half precision -inf may be an overflow."
     )
+
+
+def test_several_teachers_are_told_apart():
+    check = FiniteCheck()
+    check.see(FINE, 5, teacher=0)
+    check.see(spoilt(2, [math.nan, 0.0]), 5, teacher=1)
+    check.see(spoilt(0, [math.nan, 0.0]), 5, teacher=2)
+    assert check.state(CPU).tolist() == [5, 2, 0, 0, 1]
+    with pytest.raises(FloatingPointError, match=r"^teacher\[1\] \(b\): expected finite logits.*row 2"):
+        check.raise_if_bad([check.state(CPU).tolist()], ["a", "b", "c"])
