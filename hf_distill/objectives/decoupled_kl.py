@@ -17,6 +17,7 @@ from hf_distill.objectives.base import (
     check_weight,
     kl_of_logits,
 )
+from hf_distill.teachers.signals import retemperable_logits
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,9 @@ class DecoupledKL(Objective):
 
     def _softened_teacher(self, rows: Rows) -> torch.Tensor:
         """Return logits at T; log-probabilities are as good, since only differences count."""
-        if rows.teacher.logits is not None:
-            return at_least_float32(rows.teacher.logits) / self.temperature
+        logits = retemperable_logits(rows.teacher)
+        if logits is not None:
+            return at_least_float32(logits) / self.temperature
         return rows.teacher.log_probs(self.temperature)
 
 
