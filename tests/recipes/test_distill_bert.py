@@ -184,7 +184,7 @@ def run_here(monkeypatch: pytest.MonkeyPatch, capsys: Any, words: list[str]) -> 
         (["--teacher_model_name_or_path", "{tmp}/nowhere", "--train_file", "{train}"], "nowhere"),
         (["--student_num_hidden_layers", "1", "--student_model_name_or_path", "x"], "Drop one"),
         (["--push_to_hub", "True"], "--hub_model_id"),
-        (["--student_num_hidden_layers", "9", "--train_file", "{train}"], "at most the teacher's 4 layers, received 9"),
+        (["--student_num_hidden_layers", "9", "--train_file", "{train}"], "at most the teacher's 2 layers, received 9"),
         (["--student_model_name_or_path", "{tmp}/nowhere"], "--student_model_name_or_path: expected a Hub id"),
         (["--resume_from_checkpoint", "some/where"], "expected True or False"),
         (["--teachers_from_seeds", "3", "--teacher_weights", "1", "2"], "expected 3 numbers, one for each teacher"),
