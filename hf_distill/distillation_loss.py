@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.training_args import ParallelMode
 
-from hf_distill.items import select_rows
+from hf_distill.features import FeatureNeeds, Features, Observation, observed
+from hf_distill.items import count_items, select_rows, token_weights
 from hf_distill.label_loss import LabelLossMixin, zero_with_graph
-from hf_distill.loss_plan import LossPlan
+from hf_distill.loss_plan import LossPlan, Term
 from hf_distill.normalisation import Normalisation
+from hf_distill.objectives.base import Rows
 from hf_distill.teachers.finite_check import FiniteCheck
 from hf_distill.teachers.online import add_decoder_inputs, logits_of
 from hf_distill.teachers.signals import Teacher, TeacherSignals
@@ -25,6 +29,8 @@ class DistillationLossMixin(LabelLossMixin):
 
     plan: LossPlan
     teacher: Teacher
+    projections: nn.ModuleDict
+    _student_needs: FeatureNeeds
     _finite: FiniteCheck
     _part_sums: dict[str, torch.Tensor]
     _pending_parts: dict[str, float]
@@ -32,6 +38,12 @@ class DistillationLossMixin(LabelLossMixin):
     def _resolve(self) -> LossPlan:
         """Resolve the arguments into the loss of this run."""
         raise TypeError("DistillationLossMixin is one layer of DistillationMixin, which resolves the loss.")
+
+    def _prepare_features(self) -> None:
+        """Get ready for what the objectives need of both models' insides."""
+        raise TypeError(
+            "DistillationLossMixin is one layer of DistillationMixin, which prepares the features."
+        )
 
     def _student(self) -> Any:
         """Return the student without wrappers."""
@@ -44,6 +56,7 @@ class DistillationLossMixin(LabelLossMixin):
         """Resolve the loss now that a trial has set the arguments, and start the counts afresh."""
         self._let_training_wrap_the_model()
         self.plan = self._resolve()
+        self._prepare_features()
         self._normalisation, self._totals = Normalisation.UNKNOWN, None
         self._part_sums, self._pending_parts = {}, {}
         try:
@@ -81,18 +94,20 @@ class DistillationLossMixin(LabelLossMixin):
         those of the batch.
         """
         parts: dict[str, torch.Tensor] = {}
-        if self.plan.label_weight > 0:
-            if inputs.get("labels") is None:
-                raise ValueError(
-                    f"labels: expected labels in the batch, because the label loss has the weight "
-                    f"{self.plan.label_weight}, received {sorted(inputs)}. Add them, or set alpha=1."
-                )
-            parts["label"], outputs = self.label_loss(model, inputs, num_items_in_batch)
-        else:
-            outputs = self.student_outputs(model, inputs)
+        with self.watched_student() as seen:
+            if self.plan.label_weight > 0:
+                if inputs.get("labels") is None:
+                    raise ValueError(
+                        f"labels: expected labels in the batch, because the label loss has the weight "
+                        f"{self.plan.label_weight}, received {sorted(inputs)}. Add them, or set alpha=1."
+                    )
+                parts["label"], outputs = self.label_loss(model, inputs, num_items_in_batch)
+            else:
+                outputs = self.student_outputs(model, inputs)
         if self.plan.terms:
             signals = self.teacher_signals(inputs)
-            for key, (total, count) in self.objective_sums(outputs, signals, inputs).items():
+            features = self.student_features(seen, outputs, inputs)
+            for key, (total, count) in self.objective_sums(outputs, signals, inputs, features).items():
                 level = next(term.objective.level for term in self.plan.terms if term.key == key)
                 share = self._share(level, count)
                 parts[key] = total * (share if isinstance(share, float) else share.to(total.dtype))
@@ -124,19 +139,70 @@ class DistillationLossMixin(LabelLossMixin):
             columns["labels"] = batch["labels"]
         return self.teacher(columns)
 
+    def watched_student(self) -> AbstractContextManager[Observation]:
+        """Keep what active objectives need of the student's inside, in the forwards of this context."""
+        return observed(self._student(), self._student_needs)
+
+    def student_features(self, seen: Observation, outputs: Any, batch: dict[str, Any]) -> Features | None:
+        """Return what was kept of the student's inside, if anything was asked for."""
+        return seen.features(self._student(), outputs, self.columns.for_student(batch))
+
     def objective_sums(
-        self, outputs: Any, signals: TeacherSignals, batch: dict[str, Any]
-    ) -> dict[str, tuple[torch.Tensor, int]]:
+        self,
+        outputs: Any,
+        signals: TeacherSignals,
+        batch: dict[str, Any],
+        features: Features | None = None,
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor | int]]:
         """Return each active objective's sum over its rows and their number; none without rows."""
         rows = select_rows(logits_of(outputs, "student"), signals, batch, self.head)
-        self._check_shapes(rows.student_logits, rows.teacher.logits)
-        if rows.student_logits.shape[0] == 0:
-            return {}
-        if rows.teacher.logits is not None:
-            self._finite.see(rows.teacher.logits, self.state.global_step)
-        return {
-            term.key: (term.objective(rows).sum(), rows.student_logits.shape[0]) for term in self.plan.terms
-        }
+        return self.sums_over(rows, signals, batch, features)
+
+    def sums_over(
+        self, items: Rows, signals: TeacherSignals, batch: dict[str, Any], features: Features | None
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor | int]]:
+        """Return each active objective's sum over its rows and their number, from the aligned items."""
+        self._check_shapes(items.student_logits, items.teacher.logits)
+        if items.teacher.logits is not None and items.student_logits.shape[0] > 0:
+            self._finite.see(items.teacher.logits, self.state.global_step)
+        sums: dict[str, tuple[torch.Tensor, torch.Tensor | int]] = {}
+        for term in self.plan.terms:
+            level = term.objective.level
+            if level == "item":
+                if items.student_logits.shape[0] > 0:
+                    sums[term.key] = term.objective(items).sum(), items.student_logits.shape[0]
+                continue
+            rows = self._feature_rows(term, items, signals, features)
+            values = term.objective(rows)
+            weights = token_weights(rows.features()[0].attended, batch) if level == "token" else None
+            total = (values if weights is None else values * weights.to(values.dtype)).sum()
+            sums[term.key] = total, count_items(batch, self.head, level)
+        return sums
+
+    def _feature_rows(
+        self, term: Term, items: Rows, signals: TeacherSignals, features: Features | None
+    ) -> Rows:
+        """Return the rows of an objective on features: the examples or tokens of the batch."""
+        theirs = getattr(signals, "features", None)
+        if features is None or theirs is None:
+            raise ValueError(
+                f"objective {term.key!r}: expected features of student and teacher, received none from "
+                f"{'the student' if features is None else self.teacher.name}."
+            )
+        if term.objective.level == "token" and features.attended.shape != theirs.attended.shape:
+            raise ValueError(
+                f"objective {term.key!r}: expected student and teacher to have the same positions, received "
+                f"{tuple(features.attended.shape)} and {tuple(theirs.attended.shape)} (examples, positions). Use an "
+                "objective with one vector per example, such as patient, similarity or rkd."
+            )
+        projection = dict(self.projections.items()).get(term.key)
+        return replace(
+            items,
+            level=term.objective.level,
+            student_features=features,
+            teacher_features=theirs,
+            projection=projection,
+        )
 
     @staticmethod
     def _check_shapes(student: torch.Tensor, teacher: torch.Tensor | None) -> None:

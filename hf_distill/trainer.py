@@ -20,10 +20,13 @@ from hf_distill.columns import (
     accepted_columns,
 )
 from hf_distill.evaluation.loop import EvaluationMixin
+from hf_distill.features import FeatureNeeds, shape_of
 from hf_distill.items import head_of
 from hf_distill.launch import check_launch
 from hf_distill.loss_plan import DEFAULT_ALPHA, DEFAULT_TEMPERATURE, LossPlan, resolve_loss
 from hf_distill.normalisation import Normalisation, untouched_randomness
+from hf_distill.objectives.base import at_least_float32
+from hf_distill.projections import ProjectionsMixin
 from hf_distill.publishing import PublishingMixin
 from hf_distill.students import warn_about_random_start
 from hf_distill.support import check_supported
@@ -32,7 +35,7 @@ from hf_distill.teachers.online import OnlineTeacher, load_teacher_model
 from hf_distill.teachers.signals import Teacher
 
 
-class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
+class DistillationMixin(EvaluationMixin, ProjectionsMixin, CheckpointingMixin, PublishingMixin):
     """Distillation over any ``Trainer``; :class:`DistillationTrainer` documents the arguments."""
 
     def __init__(
@@ -61,6 +64,9 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         self._part_sums: dict[str, torch.Tensor] = {}
         self._pending_parts: dict[str, float] = {}
         self._finite = FiniteCheck()
+        self._student_needs = FeatureNeeds()
+        self.projections = nn.ModuleDict()
+        self._projected: dict[str, Any] = {}
         super().__init__(model, args, *trainer_args, **trainer_kwargs)
         self.teacher_processing_class = teacher_processing_class
         data_checks.check_splits(self.train_dataset, self.eval_dataset)
@@ -74,6 +80,7 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         self._check_data()
         self._wrap_collator()
         self.plan = self._resolve()
+        self._prepare_features()
         if self.train_dataset is not None:
             warn_about_random_start(self._student(), _length(self.train_dataset))
 
@@ -186,11 +193,6 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         """Resolve the arguments into the loss, and check that the teacher can answer for it."""
         plan = resolve_loss(self.args, self.head.kind)
         for term in plan.terms:
-            if term.objective.level != "item":
-                raise ValueError(
-                    f"objective {term.key!r}: expected the level 'item', received {term.objective.level!r}, which this "
-                    "version can't count yet."
-                )
             missing = term.objective.needs - self.teacher.provides
             if missing:
                 raise ValueError(
@@ -206,6 +208,43 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
                     "train on the teacher alone."
                 )
         return plan
+
+    def _prepare_features(self) -> None:
+        """Find out what the objectives need of both models' insides, and make the projections they train.
+
+        A projection stays as it is while its objective and the sizes do: a second ``train()`` goes on with it.
+        """
+        self._student_needs, teacher_needs = FeatureNeeds(), FeatureNeeds()
+        wanted = [term for term in self.plan.terms if "features" in term.objective.needs]
+        modules: dict[str, nn.Module] = {}
+        specifications: dict[str, Any] = {}
+        if wanted:
+            student, teacher = shape_of(self._student(), "student"), shape_of(self.teacher.model, "teacher")  # type: ignore[attr-defined]
+        for term in wanted:
+            if term.objective.level == "token" and self.columns.own_encoding:
+                raise ValueError(
+                    f"objective {term.key!r}: expected student and teacher to read the same tokens, received "
+                    "teacher_processing_class. Use an objective with one vector per example, such as patient, "
+                    "similarity or rkd."
+                )
+            needs = term.objective.feature_needs(student, teacher)
+            self._student_needs, teacher_needs = self._student_needs | needs[0], teacher_needs | needs[1]
+            specifications[term.key] = (term.objective, student, teacher)
+            modules |= self._projection_of(term, specifications[term.key])
+        self._projected = specifications
+        self.projections = nn.ModuleDict(modules)
+        if hasattr(self.teacher, "feature_needs"):
+            self.teacher.feature_needs = teacher_needs
+
+    def _projection_of(self, term: Any, specification: Any) -> dict[str, nn.Module]:
+        """Return the term's projection by its key: the one there is, or a new one drawn from the seed."""
+        if self._projected.get(term.key) == specification:
+            return {term.key: self.projections[term.key]} if term.key in self.projections else {}
+        with untouched_randomness():
+            torch.manual_seed(self.args.seed)
+            made = term.objective.projection(*specification[1:])
+        dtype = at_least_float32(next(self._student().parameters())).dtype
+        return {} if made is None else {term.key: made.to(self.args.device, dtype)}
 
     def distillation_settings(self) -> dict[str, Any]:
         """Return the loss of this run as plain values: the short form if it was given, and all weights."""

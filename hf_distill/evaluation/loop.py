@@ -15,6 +15,7 @@ from transformers.trainer_pt_utils import EvalLoopContainer
 from hf_distill.distillation_loss import DistillationLossMixin
 from hf_distill.evaluation.agreement import agreement_sums, finish_agreement
 from hf_distill.evaluation.retention import retention
+from hf_distill.features import Features
 from hf_distill.items import batch_size, count_labelled, select_rows, slice_batch
 from hf_distill.teachers.online import logits_of
 
@@ -103,9 +104,11 @@ class EvaluationMixin(DistillationLossMixin):
         if self._lacks_decoder_inputs(batch):
             return self._generated(model, batch, ignore_keys)
         with torch.no_grad(), self.compute_loss_context_manager():
-            parts, outputs = self._label_part(model, batch)
+            with self.watched_student() as seen:
+                parts, outputs = self._label_part(model, batch)
             signals = self.teacher_signals(batch)
-            parts.update(self._teacher_parts(outputs, signals, batch))
+            features = self.student_features(seen, outputs, batch)
+            parts.update(self._teacher_parts(outputs, signals, batch, features))
         # Never None: Trainer gathers the losses, and a process whose batch only fills up has no part.
         loss = self.weighted_sum(parts)
         loss = torch.zeros((), device=self.args.device) if loss is None else loss
@@ -152,24 +155,19 @@ class EvaluationMixin(DistillationLossMixin):
             self._pass.add("label", loss.double() * labelled, labelled)
         return ({"label": loss} if self.plan.label_weight > 0 else {}), outputs
 
-    def _teacher_parts(self, outputs: Any, signals: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def _teacher_parts(
+        self, outputs: Any, signals: Any, batch: dict[str, Any], features: Features | None
+    ) -> dict[str, torch.Tensor]:
         """Add up the objectives and the agreement over the batch's own rows."""
         rows_kept = slice(0, self._own_rows(batch))
         if rows_kept.stop == 0:
             return {}
-        own = slice_batch(batch, rows_kept)
-        rows = select_rows(
-            logits_of(outputs, "student")[rows_kept], signals.select(rows_kept), own, self.head
-        )
-        self._check_shapes(rows.student_logits, rows.teacher.logits)
-        count = rows.student_logits.shape[0]
-        if count == 0:
-            return {}
-        if rows.teacher.logits is not None:
-            self._finite.see(rows.teacher.logits, self.state.global_step)
-        sums = {term.key: (term.objective(rows).sum(), count) for term in self.plan.terms}
+        own, signals = slice_batch(batch, rows_kept), signals.select(rows_kept)
+        rows = select_rows(logits_of(outputs, "student")[rows_kept], signals, own, self.head)
+        sums = self.sums_over(rows, signals, own, None if features is None else features.select(rows_kept))
         if self._pass is not None:
-            for key, (total, number) in {**sums, **agreement_sums(rows, self.head)}.items():
+            agreement = agreement_sums(rows, self.head) if rows.student_logits.shape[0] > 0 else {}
+            for key, (total, number) in {**sums, **agreement}.items():
                 self._pass.add(key, total, number)
         return {key: total / number for key, (total, number) in sums.items()}
 
