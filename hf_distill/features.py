@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from hf_distill.attention_inputs import AttentionInputs, attention_recorded, full_precision
 
 Pooling = Literal["cls", "mean", "last"]
 POOLINGS = ("cls", "mean", "last")
-_RECORDABLE = ("eager", "sdpa")
 
 
 @dataclass(frozen=True)
@@ -25,12 +24,19 @@ class ModelShape:
         width: of a hidden state.
         heads: attention heads of a layer.
         cut_from: the teacher's layer (from 0) of each layer, of a student cut from its teacher, else None.
+        head_width: of a head's queries, where the config has another one than ``width / heads``, else None.
     """
 
     layers: int
     width: int
     heads: int
     cut_from: tuple[int, ...] | None = None
+    head_width: int | None = None
+
+    @property
+    def attention_width(self) -> int:
+        """The width of all heads' queries side by side."""
+        return self.width if self.head_width is None else self.heads * self.head_width
 
 
 def shape_of(model: Any, who: str) -> ModelShape:
@@ -43,7 +49,7 @@ def shape_of(model: Any, who: str) -> ModelShape:
         >>> from transformers import BertConfig, BertModel
         >>> sizes = dict(vocab_size=9, hidden_size=4, num_attention_heads=1, intermediate_size=4)
         >>> shape_of(BertModel(BertConfig(num_hidden_layers=3, **sizes)), "student")
-        ModelShape(layers=3, width=4, heads=1, cut_from=None)
+        ModelShape(layers=3, width=4, heads=1, cut_from=None, head_width=None)
     """
     config = getattr(model, "config", None)
     names = ("num_hidden_layers", "hidden_size", "num_attention_heads")
@@ -55,7 +61,9 @@ def shape_of(model: Any, who: str) -> ModelShape:
         )
     cut_from = getattr(config, "distilled_from_layers", None)
     recorded = tuple(cut_from) if isinstance(cut_from, list) and len(cut_from) == sizes[0] else None
-    return ModelShape(sizes[0], sizes[1], sizes[2], recorded)
+    head_width = getattr(config, "head_dim", None)
+    layers, width, heads = sizes
+    return ModelShape(layers, width, heads, recorded, head_width if isinstance(head_width, int) else None)
 
 
 @dataclass(frozen=True)
@@ -77,33 +85,6 @@ class FeatureNeeds:
     def __bool__(self) -> bool:
         """Whether anything is asked for."""
         return bool(self.hidden_states or self.attention)
-
-
-@dataclass(frozen=True)
-class AttentionInputs:
-    """What one attention layer was given.
-
-    Shapes: ``query``, ``key``, ``value`` are ``(examples, heads, length, head width)``, the keys' heads
-    repeated where queries share them; ``allowed`` is ``(examples, 1, length, length)``: which key each
-    query may look at.
-    """
-
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-    scaling: float
-    allowed: torch.Tensor
-
-    def select(self, rows: slice) -> AttentionInputs:
-        """Return those of some examples."""
-        return AttentionInputs(
-            self.query[rows], self.key[rows], self.value[rows], self.scaling, self.allowed[rows]
-        )
-
-    def scores(self) -> torch.Tensor:
-        """Return ``Q K^T * scaling``, ``(examples, heads, length, length)``, before mask and softmax."""
-        query, key = _full(self.query), _full(self.key)
-        return query @ key.transpose(-1, -2) * self.scaling
 
 
 @dataclass(frozen=True)
@@ -133,14 +114,14 @@ class Features:
 
     def tokens(self, number: int) -> torch.Tensor:
         """Return a hidden state at the attended positions, ``(tokens, width)``, in float32 or better."""
-        return _full(self.hidden_states[number][self.attended])
+        return full_precision(self.hidden_states[number][self.attended])
 
     def pooled(self, number: int, pooling: Pooling) -> torch.Tensor:
         """Return one vector per example, ``(examples, width)``, in float32 or better.
 
         ``cls`` is the first attended position, ``last`` the last one, ``mean`` the mean over all.
         """
-        states, attended = _full(self.hidden_states[number]), self.attended
+        states, attended = full_precision(self.hidden_states[number]), self.attended
         if pooling == "mean":
             weights = attended.to(states.dtype).unsqueeze(-1)
             # A pad's state may be anything, NaN included: leave it out rather than multiply it by 0.
@@ -153,10 +134,6 @@ class Features:
 def _last(attended: torch.Tensor) -> torch.Tensor:
     positions = torch.arange(attended.shape[1], device=attended.device)
     return torch.where(attended, positions, -1).amax(-1).clamp(min=0)
-
-
-def _full(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 @dataclass
@@ -193,11 +170,21 @@ class Observation:
         )
         attended = attended_positions(model, batch, length)
         allowed = attended[:, None, None, :]
-        inputs = {
-            layer: AttentionInputs(seen.query, seen.key, seen.value, seen.scaling, seen.allowed & allowed)
-            for layer, seen in self.attention.items()
-        }
+        inputs = {layer: seen.within(allowed) for layer, seen in self.attention.items()}
+        _check_graph(model, inputs)
         return Features(kept, inputs, attended, shape_of(model, type(model).__name__))
+
+
+def _check_graph(model: Any, inputs: Mapping[int, AttentionInputs]) -> None:
+    """Raise where gradient checkpointing ran the layers without a graph, so that nothing would be learnt."""
+    checkpointed = (
+        torch.is_grad_enabled() and model.training and getattr(model, "is_gradient_checkpointing", False)
+    )
+    if inputs and checkpointed and not any(seen.query.requires_grad for seen in inputs.values()):
+        raise ValueError(
+            "gradient_checkpointing: expected use_reentrant=False for an objective on attention, received True, which "
+            "runs the layers without a graph. Set gradient_checkpointing_kwargs={'use_reentrant': False}."
+        )
 
 
 def attended_positions(model: Any, batch: Mapping[str, Any], length: int) -> torch.Tensor:
@@ -235,7 +222,7 @@ def observed(model: Any, needs: FeatureNeeds) -> Iterator[Observation]:
         if needs.hidden_states:
             stack.enter_context(_config_set(model.config, "output_hidden_states", True))
         if needs.attention:
-            stack.enter_context(_attention_recorded(model, needs.attention, seen.attention))
+            stack.enter_context(attention_recorded(model, needs.attention, seen.attention))
         yield seen
 
 
@@ -247,63 +234,3 @@ def _config_set(config: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(config, name, before)
-
-
-@contextlib.contextmanager
-def _attention_recorded(
-    model: Any, layers: frozenset[int], into: dict[int, AttentionInputs]
-) -> Iterator[None]:
-    """Stand in for the model's attention function: note its inputs, and call it."""
-    kernel = model.config._attn_implementation
-    if kernel not in _RECORDABLE:
-        raise ValueError(
-            f"attn_implementation: expected {' or '.join(_RECORDABLE)} for an objective on attention, received "
-            f"{kernel!r}, whose masks can't be read. Load the model with attn_implementation='sdpa'."
-        )
-    members: dict[int, int] = {}
-
-    def record(module: Any, query: Any, key: Any, value: Any, mask: Any, *args: Any, **options: Any) -> Any:
-        if not members:
-            alike = [one for one in model.modules() if type(one) is type(module)]
-            members.update({id(one): number for number, one in enumerate(alike, start=1)})
-        layer = members.get(id(module))
-        if layer in layers and layer not in into:  # of the first forward
-            into[layer] = _inputs(module, query, key, value, mask, options)
-        return _original(kernel, own, module)(module, query, key, value, mask, *args, **options)
-
-    own = ALL_ATTENTION_FUNCTIONS._local_mapping.get(kernel)
-    ALL_ATTENTION_FUNCTIONS[kernel] = record
-    try:
-        yield
-    finally:
-        del ALL_ATTENTION_FUNCTIONS[kernel]
-        if own is not None:
-            ALL_ATTENTION_FUNCTIONS[kernel] = own
-
-
-def _original(kernel: str, own: Callable[..., Any] | None, module: Any) -> Callable[..., Any]:
-    """Return what the model would have called: eager attention lies in the model's own file."""
-    if own is not None:
-        return own
-    registered = ALL_ATTENTION_FUNCTIONS._global_mapping.get(kernel)
-    if registered is None:
-        registered = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
-    return registered
-
-
-def _inputs(module: Any, query: Any, key: Any, value: Any, mask: Any, options: Any) -> AttentionInputs:
-    shared = query.shape[1] // key.shape[1]
-    if shared > 1:  # grouped queries
-        key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
-    scaling = options.get("scaling")
-    scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    length = query.shape[2]
-    if mask is None:
-        allowed = torch.ones(query.shape[0], 1, length, length, dtype=torch.bool, device=query.device)
-        causal = options.get("is_causal")
-        if getattr(module, "is_causal", False) if causal is None else causal:
-            allowed = allowed.tril()
-    else:
-        allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-        allowed = allowed.expand(query.shape[0], -1, -1, -1)[:, :1]
-    return AttentionInputs(query, key, value, scaling, allowed.expand(-1, -1, length, -1))

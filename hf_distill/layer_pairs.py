@@ -40,10 +40,10 @@ def _is_layer(number: Any) -> bool:
 def layer_pairs(layers: str | Pairs, student: ModelShape, teacher: ModelShape, where: str) -> Pairs:
     """Return pairs of hidden states, where number ``i`` is the output of layer ``i`` and 0 the embeddings.
 
-    Formula: ``uniform`` is the map recorded when the student was cut from a teacher of this depth, else layer
-    ``i`` of ``L_s`` beside ``round(i (L_t - 1) / (L_s - 1))``, both counted from 0; ``last`` the last of
-    both; ``skip`` is PKD's: every layer but the last, ``i`` beside ``i L_t / L_s``; ``last_before`` PKD's
-    other: the layers before the last, ``i`` beside ``L_t - L_s + i``.
+    Formula: ``uniform`` is the map recorded when the student was cut from a teacher, if this one has those layers,
+    else layer ``i`` of ``L_s`` beside ``round(i (L_t - 1) / (L_s - 1))``, both counted from 0; ``last`` the
+    last of both; ``skip`` is PKD's: every layer but the last, ``i`` beside ``i L_t / L_s``; ``last_before``
+    PKD's other: the layers before the last, ``i`` beside ``L_t - L_s + i``.
 
     Raises:
         ValueError: a layer that a model does not have, or a student deeper than its teacher.

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from hf_distill.features import AttentionInputs, FeatureNeeds, ModelShape
+from hf_distill.attention_inputs import AttentionInputs
+from hf_distill.features import FeatureNeeds, ModelShape
 from hf_distill.layer_pairs import Pairs, check_layers, layer_pairs
 from hf_distill.objectives.base import Level, Objective, Rows
 

@@ -73,5 +73,6 @@ class Contrastive(Objective):
         """Return one value per example."""
         pooling: Any = self.pooling
         ours, theirs = (one.pooled(one.shape.layers, pooling) for one in rows.features())
-        cosines = normalize(rows.project(ours), dim=-1) @ normalize(theirs, dim=-1).T
+        ours = rows.project(ours)
+        cosines = normalize(ours, dim=-1) @ normalize(theirs.to(ours.dtype), dim=-1).T
         return -torch.log_softmax(cosines / self.temperature, dim=-1).diagonal()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
-from hf_distill.features import AttentionInputs, FeatureNeeds, ModelShape
+from hf_distill.features import FeatureNeeds, ModelShape
 from hf_distill.objectives.base import Level, Objective, Rows, check_count, divergence_terms
+
+_KINDS: tuple[Literal["query", "key", "value"], ...] = ("query", "key", "value")
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,9 @@ class Relations(Objective):
     Units: nats per position and kind of relation.
 
     Args:
-        relation_heads: a divisor of both models' widths; the paper's settings are 12 for a 12-head teacher
-            of width 768 in its main comparison of numbers of heads, and more, 24 to 64, are better there.
+        relation_heads: a divisor of both models' widths, of all heads side by side; the paper's settings are 12
+            for a 12-head teacher of width 768 in its main comparison of numbers of heads, and more, 24 to 64,
+            are better there.
         student_layer: counted from 1; None is the last.
         teacher_layer: counted from 1; None is the last. The paper takes one below the last for teachers of
             24 layers.
@@ -70,10 +73,10 @@ class Relations(Objective):
                 raise ValueError(
                     f"{self.name}: {who}_layer: expected at most {shape.layers}, received {layer}."
                 )
-            if shape.width % self.relation_heads:
+            if shape.attention_width % self.relation_heads:
                 raise ValueError(
-                    f"{self.name}: relation_heads: expected a divisor of the {who}'s width {shape.width}, received "
-                    f"{self.relation_heads}."
+                    f"{self.name}: relation_heads: expected a divisor of the {who}'s width {shape.attention_width}, "
+                    f"received {self.relation_heads}."
                 )
         return FeatureNeeds(attention=frozenset({own})), FeatureNeeds(attention=frozenset({other}))
 
@@ -82,19 +85,23 @@ class Relations(Objective):
         student, teacher = rows.features()
         own, other = self.layers(student.shape, teacher.shape)
         own_inputs, other_inputs = student.attention[own], teacher.attention[other]
-        total = torch.zeros((), device=student.attended.device)
-        for kind in ("query", "key", "value"):
-            log_q = self._relation(own_inputs, getattr(own_inputs, kind))
-            log_p = self._relation(other_inputs, getattr(other_inputs, kind))
-            total = total + divergence_terms(log_p, log_q).sum(-1).mean(1)
-        return total[student.attended]
+        allowed = own_inputs.allowed & other_inputs.allowed
+        # A padded query has no key at all: give it every one, so that its row, which is dropped, is finite.
+        allowed = allowed | ~allowed.any(-1, keepdim=True)
+        values = [
+            divergence_terms(
+                self._relation(other_inputs.vectors(kind), allowed),
+                self._relation(own_inputs.vectors(kind), allowed),
+            )
+            .sum(-1)
+            .mean(1)
+            for kind in _KINDS
+        ]
+        return torch.stack(values).sum(0)[student.attended]
 
-    def _relation(self, inputs: AttentionInputs, tensor: torch.Tensor) -> torch.Tensor:
+    def _relation(self, tensor: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
         """Return ``(examples, relation heads, length, length)`` log-probabilities."""
-        tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
         examples, _, length, _ = tensor.shape
         vectors = tensor.transpose(1, 2).reshape(examples, length, self.relation_heads, -1).transpose(1, 2)
         scores = vectors @ vectors.transpose(-1, -2) / vectors.shape[-1] ** 0.5
-        # A padded query has no key at all: give it every one, so that its row, which is dropped, is finite.
-        allowed = inputs.allowed | ~inputs.allowed.any(-1, keepdim=True)
         return torch.log_softmax(scores.masked_fill(~allowed, -torch.inf), dim=-1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch.nn.functional import huber_loss, normalize
+from torch.nn.functional import huber_loss
 
 from hf_distill.features import POOLINGS, FeatureNeeds, ModelShape
 from hf_distill.objectives.base import Level, Objective, Rows, check_choice, check_not_negative
@@ -78,6 +78,7 @@ class RelationalDistillation(Objective):
         """Return one value per example."""
         pooling: Any = self.pooling
         ours, theirs = (one.pooled(one.shape.layers, pooling) for one in rows.features())
+        theirs = theirs.to(ours.dtype)  # huber_loss takes no two precisions
         total = ours.sum(-1) * 0.0
         if self.distance_weight > 0 and ours.shape[0] >= 2:
             total = total + self.distance_weight * _mean_off_diagonal(
@@ -112,5 +113,8 @@ def _angles_loss(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
 
 def _cosines(vectors: torch.Tensor) -> torch.Tensor:
     """Return ``(vertex, one, other)`` cosines."""
-    edges = normalize(vectors[None, :, :] - vectors[:, None, :], dim=-1)
+    edges = vectors[None, :, :] - vectors[:, None, :]
+    squares = edges.square().sum(-1, keepdim=True)
+    # Two examples in one place form no angle: a cosine of 0, and no gradient instead of an endless one.
+    edges = edges.masked_fill(squares < _SMALLEST, 0.0) / squares.clamp(min=_SMALLEST).sqrt()
     return edges @ edges.transpose(-1, -2)
