@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from hf_distill.label_loss import LabelLossMixin, zero_with_graph
 from hf_distill.loss_plan import LossPlan, Term
 from hf_distill.normalisation import Normalisation
 from hf_distill.objectives.base import Rows
+from hf_distill.projections import projection_of
 from hf_distill.teachers.finite_check import FiniteCheck
 from hf_distill.teachers.online import add_decoder_inputs, logits_of
 from hf_distill.teachers.signals import Teacher, TeacherSignals
@@ -114,10 +116,18 @@ class DistillationLossMixin(LabelLossMixin):
         loss = self.weighted_sum(parts)
         if loss is None:
             loss = zero_with_graph(logits_of(outputs, "student"))
+        elif self.accelerator.num_processes > 1 and not self._matches_logits(parts):
+            # DDP takes every parameter behind the outputs for used, and waits for its gradient.
+            loss = loss + zero_with_graph(logits_of(outputs, "student")).to(loss.dtype)
         if self._totals is not None:
             for key, part in parts.items():
                 self._part_sums[key] = self._part_sums.get(key, 0.0) + part.detach()
         return (loss, outputs) if return_outputs else loss
+
+    def _matches_logits(self, parts: Mapping[str, Any]) -> bool:
+        """Whether any of these parts is taken from the student's logits."""
+        inside = {term.key for term in self.plan.terms if "features" in term.objective.needs}
+        return bool(set(parts) - inside)
 
     def weighted_sum(self, parts: dict[str, Any]) -> Any:
         """Return the loss from its unweighted parts, or None without any."""
@@ -173,7 +183,9 @@ class DistillationLossMixin(LabelLossMixin):
                     sums[term.key] = term.objective(items).sum(), items.student_logits.shape[0]
                 continue
             rows = self._feature_rows(term, items, signals, features)
-            values = term.objective(rows)
+            # Mixed precision would multiply matrices of features in 16 bits.
+            with torch.autocast(items.student_logits.device.type, enabled=False):
+                values = term.objective(rows)
             weights = token_weights(rows.features()[0].attended, batch) if level == "token" else None
             total = (values if weights is None else values * weights.to(values.dtype)).sum()
             sums[term.key] = total, count_items(batch, self.head, level)
@@ -195,13 +207,12 @@ class DistillationLossMixin(LabelLossMixin):
                 f"{tuple(features.attended.shape)} and {tuple(theirs.attended.shape)} (examples, positions). Use an "
                 "objective with one vector per example, such as patient, similarity or rkd."
             )
-        projection = dict(self.projections.items()).get(term.key)
         return replace(
             items,
             level=term.objective.level,
             student_features=features,
             teacher_features=theirs,
-            projection=projection,
+            projection=projection_of(self.projections, term.key),
         )
 
     @staticmethod

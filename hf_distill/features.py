@@ -177,10 +177,13 @@ class Observation:
 
 def _check_graph(model: Any, inputs: Mapping[int, AttentionInputs]) -> None:
     """Raise where gradient checkpointing ran the layers without a graph, so that nothing would be learnt."""
-    checkpointed = (
-        torch.is_grad_enabled() and model.training and getattr(model, "is_gradient_checkpointing", False)
-    )
-    if inputs and checkpointed and not any(seen.query.requires_grad for seen in inputs.values()):
+    trains = torch.is_grad_enabled() and model.training
+    if not (trains and inputs) or any(seen.query.requires_grad for seen in inputs.values()):
+        return
+    checkpointing = getattr(model, "is_activation_checkpointing", None)  # its name since transformers 5.2x
+    if checkpointing is None:
+        checkpointing = getattr(model, "is_gradient_checkpointing", False)
+    if checkpointing:
         raise ValueError(
             "gradient_checkpointing: expected use_reentrant=False for an objective on attention, received True, which "
             "runs the layers without a graph. Set gradient_checkpointing_kwargs={'use_reentrant': False}."

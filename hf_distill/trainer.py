@@ -23,9 +23,9 @@ from hf_distill.evaluation.loop import EvaluationMixin
 from hf_distill.features import FeatureNeeds, shape_of
 from hf_distill.items import head_of
 from hf_distill.launch import check_launch
-from hf_distill.loss_plan import DEFAULT_ALPHA, DEFAULT_TEMPERATURE, LossPlan, resolve_loss
+from hf_distill.loss_plan import DEFAULT_ALPHA, DEFAULT_TEMPERATURE, LossPlan, Term, resolve_loss
 from hf_distill.normalisation import Normalisation, untouched_randomness
-from hf_distill.objectives.base import at_least_float32
+from hf_distill.objectives.base import check_not_negative
 from hf_distill.projections import ProjectionsMixin
 from hf_distill.publishing import PublishingMixin
 from hf_distill.students import warn_about_random_start
@@ -210,41 +210,41 @@ class DistillationMixin(EvaluationMixin, ProjectionsMixin, CheckpointingMixin, P
         return plan
 
     def _prepare_features(self) -> None:
-        """Find out what the objectives need of both models' insides, and make the projections they train.
-
-        A projection stays as it is while its objective and the sizes do: a second ``train()`` goes on with it.
-        """
+        """Find out what the objectives need of both models' insides, and make the projections they train."""
+        rate = getattr(self.args, "projection_learning_rate", None)
+        check_not_negative("projection_learning_rate", 0.0 if rate is None else rate, "arguments")
         self._student_needs, teacher_needs = FeatureNeeds(), FeatureNeeds()
         wanted = [term for term in self.plan.terms if "features" in term.objective.needs]
-        modules: dict[str, nn.Module] = {}
-        specifications: dict[str, Any] = {}
         if wanted:
-            student, teacher = shape_of(self._student(), "student"), shape_of(self.teacher.model, "teacher")  # type: ignore[attr-defined]
-        for term in wanted:
-            if term.objective.level == "token" and self.columns.own_encoding:
-                raise ValueError(
-                    f"objective {term.key!r}: expected student and teacher to read the same tokens, received "
-                    "teacher_processing_class. Use an objective with one vector per example, such as patient, "
-                    "similarity or rkd."
-                )
-            needs = term.objective.feature_needs(student, teacher)
-            self._student_needs, teacher_needs = self._student_needs | needs[0], teacher_needs | needs[1]
-            specifications[term.key] = (term.objective, student, teacher)
-            modules |= self._projection_of(term, specifications[term.key])
-        self._projected = specifications
-        self.projections = nn.ModuleDict(modules)
+            shapes = shape_of(self._student(), "student"), shape_of(self._observable_teacher(), "teacher")
+            for term in wanted:
+                self._check_positions(term)
+                own, other = term.objective.feature_needs(*shapes)
+                self._student_needs, teacher_needs = self._student_needs | own, teacher_needs | other
+            self.make_projections(wanted, self._student(), shapes)
+        else:
+            self.projections, self._projected = nn.ModuleDict(), {}
         if hasattr(self.teacher, "feature_needs"):
             self.teacher.feature_needs = teacher_needs
 
-    def _projection_of(self, term: Any, specification: Any) -> dict[str, nn.Module]:
-        """Return the term's projection by its key: the one there is, or a new one drawn from the seed."""
-        if self._projected.get(term.key) == specification:
-            return {term.key: self.projections[term.key]} if term.key in self.projections else {}
-        with untouched_randomness():
-            torch.manual_seed(self.args.seed)
-            made = term.objective.projection(*specification[1:])
-        dtype = at_least_float32(next(self._student().parameters())).dtype
-        return {} if made is None else {term.key: made.to(self.args.device, dtype)}
+    def _observable_teacher(self) -> Any:
+        """Return the model of a teacher that says it gives features."""
+        teacher: Any = self.teacher
+        if not (hasattr(teacher, "model") and hasattr(teacher, "feature_needs")):
+            raise ValueError(
+                f"teacher: expected one that gives features to have a model, for its sizes, and feature_needs, which "
+                f"the trainer sets, received {teacher.name}. Derive it from hf_distill.teachers.online.OnlineTeacher."
+            )
+        return teacher.model
+
+    def _check_positions(self, term: Term) -> None:
+        """Raise for an objective that compares positions of two encodings."""
+        if term.objective.level == "token" and self.columns.own_encoding:
+            raise ValueError(
+                f"objective {term.key!r}: expected student and teacher to read the same tokens, received "
+                "teacher_processing_class. Use an objective with one vector per example, such as patient, "
+                "similarity or rkd."
+            )
 
     def distillation_settings(self) -> dict[str, Any]:
         """Return the loss of this run as plain values: the short form if it was given, and all weights."""
