@@ -49,8 +49,12 @@ class DistillationLossMixin(LabelLossMixin):
 
     def _student(self) -> Any:
         """Return the student without wrappers."""
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model = self._unwrapped()
         return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def _unwrapped(self) -> Any:
+        """Return the student, or the PEFT model around it, without wrappers."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     # ---- training ----------------------------------------------------------------------
 
@@ -151,11 +155,11 @@ class DistillationLossMixin(LabelLossMixin):
 
     def watched_student(self) -> AbstractContextManager[Observation]:
         """Keep what active objectives need of the student's inside, in the forwards of this context."""
-        return observed(self._student(), self._student_needs)
+        return observed(self._unwrapped(), self._student_needs)
 
     def student_features(self, seen: Observation, outputs: Any, batch: dict[str, Any]) -> Features | None:
         """Return what was kept of the student's inside, if anything was asked for."""
-        return seen.features(self._student(), outputs, self.columns.for_student(batch))
+        return seen.features(self._unwrapped(), outputs, self.columns.for_student(batch))
 
     def objective_sums(
         self,

@@ -214,7 +214,7 @@ def observed(model: Any, needs: FeatureNeeds) -> Iterator[Observation]:
     """Keep what is needed of the forwards inside; leave config and attention as they were.
 
     Args:
-        model: a transformers model without wrappers; the forward may go through a wrapper.
+        model: a transformers or PEFT model without wrappers; the forward may go through a wrapper.
         needs: what to keep; with nothing, nothing is touched.
 
     Raises:
@@ -224,9 +224,27 @@ def observed(model: Any, needs: FeatureNeeds) -> Iterator[Observation]:
     with contextlib.ExitStack() as stack:
         if needs.hidden_states:
             stack.enter_context(_config_set(model.config, "output_hidden_states", True))
+            stack.enter_context(_asked_of_adapters(model))
         if needs.attention:
             stack.enter_context(attention_recorded(model, needs.attention, seen.attention))
         yield seen
+
+
+@contextlib.contextmanager
+def _asked_of_adapters(model: Any) -> Iterator[None]:
+    """Ask a PEFT model as well, whose forward hands its own ``output_hidden_states=None`` on over the config."""
+    if not hasattr(model, "get_base_model"):
+        yield
+        return
+
+    def ask(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, "output_hidden_states": True}
+
+    hook = model.register_forward_pre_hook(ask, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextlib.contextmanager

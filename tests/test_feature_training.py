@@ -31,7 +31,7 @@ from tests.tiny import (
 )
 
 CLASSES = {name: found for name, found in objective_classes().items() if "features" in found.needs}
-INDEPENDENT = sorted(name for name, found in CLASSES.items() if not getattr(found, "batch_relational", False))
+INDEPENDENT = sorted(name for name, found in CLASSES.items() if not found.batch_relational)
 TOKENS = sorted(name for name, found in CLASSES.items() if found.level == "token")
 
 every_objective = pytest.mark.parametrize("name", sorted(CLASSES))
@@ -160,9 +160,42 @@ def test_mixed_precision_projects_and_multiplies_in_float32(
     trainer = distiller(bert(2), wide_teacher(), args, examples(8))
     trainer.train()
     trainer.evaluate(examples(4))
+    with torch.autocast("cpu", torch.bfloat16):  # as in a loop of the user's own
+        trainer.compute_loss(trainer.model, collate(examples(4)))
     assert set(seen) == {(False, torch.float32)}
     assert {p.dtype for p in trainer.projections.parameters()} == {torch.float32}
     assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+def test_adapters_are_trained_beside_a_projection(tmp_path: Any) -> None:
+    peft = pytest.importorskip("peft")
+
+    def with_adapter(model: Any) -> Any:
+        return peft.get_peft_model(
+            model, peft.LoraConfig(target_modules=["query", "value"], task_type="SEQ_CLS")
+        )
+
+    args = arguments(tmp_path, max_steps=3, **alone("hidden_states", "attentions"))
+    trainer = distiller(with_adapter(bert(2)), with_adapter(wide_teacher()), args, examples(8))
+    plain = distiller(bert(2), wide_teacher(), args, examples(8))
+    # A fresh adapter adds nothing, so both see the same.
+    assert trainer.evaluate(examples(4))["eval_loss"] == pytest.approx(
+        plain.evaluate(examples(4))["eval_loss"]
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+def test_a_compiled_student_shows_the_same(tmp_path: Any) -> None:
+    losses = []
+    for options in ({}, {"torch_compile": True, "torch_compile_backend": "eager"}):
+        args = arguments(tmp_path, max_steps=2, **alone("hidden_states", "relations"), **options)
+        trainer = distiller(bert(2), wide_teacher(), args, examples(8))
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_only_what_is_needed_is_computed(tmp_path: Any) -> None:

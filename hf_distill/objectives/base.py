@@ -53,12 +53,8 @@ class Rows:
         return self.student_features, self.teacher_features
 
     def project(self, states: torch.Tensor) -> torch.Tensor:
-        """Return the student's states in the teacher's width, in the states' own precision."""
-        if self.projection is None:
-            return states
-        with torch.autocast(states.device.type, enabled=False):
-            projected: torch.Tensor = self.projection(states)
-        return projected
+        """Return the student's states in the teacher's width."""
+        return states if self.projection is None else self.projection(states)
 
 
 class Objective(ABC):
@@ -71,8 +67,10 @@ class Objective(ABC):
     Class attributes:
         name: the objective's name, and its file's.
         level: what a row is: ``item`` (a supervised position), ``example`` or ``token``.
-        needs: what it reads of the teacher: ``log_probs`` or ``logits``.
+        needs: what it reads of the teacher: ``log_probs``, ``logits`` or ``features``.
         heads: the kinds of head it is defined for.
+        batch_relational: whether it compares the examples of a micro-batch with each other, so that its value
+            depends on how a batch is split.
         paper: where it comes from, for the generated table.
         cost: what it adds to a step, for the generated table.
     """
@@ -81,6 +79,7 @@ class Objective(ABC):
     level: ClassVar[Level] = "item"
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
     heads: ClassVar[frozenset[str]] = frozenset({"single_label"})
+    batch_relational: ClassVar[bool] = False
     paper: ClassVar[str]
     cost: ClassVar[str]
 

@@ -23,7 +23,7 @@ ON_LOGITS = sorted(
 # Objectives that sum over classes; a regression output at -inf has no meaning.
 OVER_CLASSES = [name for name in ON_LOGITS if CLASSES[name].heads != {"regression"}]
 # Objectives that compare rows with each other set this on the class; their rows may depend on one another.
-INDEPENDENT = [name for name in ON_LOGITS if not getattr(CLASSES[name], "batch_relational", False)]
+INDEPENDENT = [name for name in ON_LOGITS if not CLASSES[name].batch_relational]
 SETTINGS = [(name, field) for name in sorted(CLASSES) for field in dataclasses.fields(CLASSES[name])]
 OUT_OF_RANGE = [-1.0, math.nan, math.inf, "2", True, None]
 

@@ -22,7 +22,7 @@ from tests.feature_rows import (
 CLASSES = {name: found for name, found in objective_classes().items() if "features" in found.needs}
 # A contrast is 0 only where the other examples are endlessly far.
 DIVERGENCES = sorted(set(CLASSES) - {"contrastive"})
-RELATIONAL = sorted(name for name, found in CLASSES.items() if getattr(found, "batch_relational", False))
+RELATIONAL = sorted(name for name, found in CLASSES.items() if found.batch_relational)
 INDEPENDENT = sorted(set(CLASSES) - set(RELATIONAL))
 
 every_objective = pytest.mark.parametrize("name", sorted(CLASSES))

@@ -101,7 +101,7 @@ def test_coinciding_examples_form_no_angle_and_pull_nowhere():
         [[[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 2.0]]], dtype=torch.float64, requires_grad=True
     )
     shown = Features({1: student}, {}, torch.ones(3, 1, dtype=torch.bool), ModelShape(1, 2, 1))
-    teacher = of([[0.0, 0.0], [3.0, 1.0], [1.0, 2.0]])
+    teacher = of([[0.0, 0.0], [3.0, 1.0], [1.0, 3.0]])
     RelationalDistillation()(feature_rows(shown, teacher)).sum().backward()
     assert student.grad.abs().max() < 10
 
