@@ -36,6 +36,10 @@ DistillationTrainingArguments(
 Each gives one value per row of its level, in float32 or better; the trainer takes the mean over the rows of the whole
 accumulated batch on all processes, and multiplies by the weight. Level `item` is a supervised position (an example, or
 a token with a label), `example` is an example, `token` an attended position. "Needs" is what the teacher must give.
+
+`features` is what both models compute inside. Where the widths differ, `hidden_states`, `patient` and `contrastive`
+train a matrix beside the student, at `projection_learning_rate`; it is saved in checkpoints and never in the student.
+`token` objectives compare the same tokens, so they need one tokenizer; encoder-decoders have no one stack of layers.
 """
 
 _SECTIONS = ("Formula", "Shapes", "Units", "Args", "Raises", "Source", "Example")
