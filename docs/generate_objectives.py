@@ -81,6 +81,10 @@ accumulated batch on all processes, and multiplies by the weight. Level `item` i
 a token with a label), `example` is an example, `token` an attended position. "Needs" is what the teacher must give;
 `labels` come from the data, which then must have them. Weights and temperatures may move while training goes on: see
 [schedules](#schedules).
+
+`features` is what both models compute inside. Where the widths differ, `hidden_states`, `patient` and `contrastive`
+train a matrix beside the student, at `projection_learning_rate`; it is saved in checkpoints and never in the student.
+`token` objectives compare the same tokens, so they need one tokenizer; encoder-decoders have no one stack of layers.
 """
 
 _SECTIONS = ("Formula", "Batches", "Cost", "Shapes", "Units", "Args", "Raises", "Source", "Example")

@@ -31,6 +31,8 @@ class DistillationArgumentsMixin:
         objectives: the long form: a list of ``{name, weight, key, ...settings}``; on the command
             line JSON or the path of a YAML file.
         label_weight: weight of the label loss in the long form, at least 0. Default 1.
+        projection_learning_rate: learning rate of the matrices that feature objectives train where the widths
+            differ. Default: ``learning_rate``.
         teacher_revision: branch, tag or commit of a teacher loaded by name.
         teacher_dtype: dtype of a teacher loaded by name (``auto``, ``float32``, ``bfloat16``, ...).
         teacher_attn_implementation: attention kernel of a teacher loaded by name.
@@ -77,6 +79,13 @@ class DistillationArgumentsMixin:
         metadata={
             "help": "Distillation, long form: absolute weight of the label loss, at least 0; a number or a schedule. "
             "Default: 1.0"
+        },
+    )
+    projection_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Distillation: learning rate of the projections that feature objectives train where widths differ. "
+            "Default: learning_rate"
         },
     )
     teacher_revision: str | None = field(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.training_args import ParallelMode
 
-from hf_distill.items import select_rows
+from hf_distill.features import FeatureNeeds, Features, Observation, observed
+from hf_distill.items import count_items, select_rows, token_weights
 from hf_distill.label_loss import LabelLossMixin, zero_with_graph
-from hf_distill.loss_plan import LossPlan
+from hf_distill.loss_plan import LossPlan, Term
 from hf_distill.normalisation import Normalisation
 from hf_distill.objectives.base import Rows
+from hf_distill.projections import projection_of
 from hf_distill.schedules import highest, value_at
 from hf_distill.teachers.finite_check import FiniteCheck
 from hf_distill.teachers.online import add_decoder_inputs, logits_of
@@ -35,6 +40,8 @@ class DistillationLossMixin(LabelLossMixin):
     plan: LossPlan
     _plan_of_step: tuple[LossPlan, int, int, LossPlan] | None = None
     teacher: Teacher
+    projections: nn.ModuleDict
+    _student_needs: FeatureNeeds
     _finite: FiniteCheck
     _part_sums: dict[str, torch.Tensor]
     _pending_parts: dict[str, float]
@@ -43,10 +50,20 @@ class DistillationLossMixin(LabelLossMixin):
         """Resolve the arguments into the loss of this run."""
         raise TypeError("DistillationLossMixin is one layer of DistillationMixin, which resolves the loss.")
 
+    def _prepare_features(self) -> None:
+        """Get ready for what the objectives need of both models' insides."""
+        raise TypeError(
+            "DistillationLossMixin is one layer of DistillationMixin, which prepares the features."
+        )
+
     def _student(self) -> Any:
         """Return the student without wrappers."""
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model = self._unwrapped()
         return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def _unwrapped(self) -> Any:
+        """Return the student, or the PEFT model around it, without wrappers."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     # ---- training ----------------------------------------------------------------------
 
@@ -54,6 +71,7 @@ class DistillationLossMixin(LabelLossMixin):
         """Resolve the loss now that a trial has set the arguments, and start the counts afresh."""
         self._let_training_wrap_the_model()
         self.plan = self._resolve()
+        self._prepare_features()
         self._normalisation, self._totals = Normalisation.UNKNOWN, None
         self._part_sums, self._pending_parts = {}, {}
         try:
@@ -104,28 +122,38 @@ class DistillationLossMixin(LabelLossMixin):
         """
         plan = self.step_plan()
         parts: dict[str, torch.Tensor] = {}
-        if plan.needs_labels:
-            if inputs.get("labels") is None:
-                raise ValueError(
-                    f"labels: expected labels in the batch, because the label loss has the weight "
-                    f"{plan.label_weight}, received {sorted(inputs)}. Add them, or set alpha=1."
-                )
-            parts["label"], outputs = self.label_loss(model, inputs, num_items_in_batch)
-        else:
-            outputs = self.student_outputs(model, inputs)
+        with self.watched_student() as seen:
+            if plan.needs_labels:
+                if inputs.get("labels") is None:
+                    raise ValueError(
+                        f"labels: expected labels in the batch, because the label loss has the weight "
+                        f"{plan.label_weight}, received {sorted(inputs)}. Add them, or set alpha=1."
+                    )
+                parts["label"], outputs = self.label_loss(model, inputs, num_items_in_batch)
+            else:
+                outputs = self.student_outputs(model, inputs)
         if plan.terms:
             signals = self.teacher_signals(inputs)
-            for key, (total, count) in self.objective_sums(outputs, signals, inputs).items():
+            features = self.student_features(seen, outputs, inputs)
+            for key, (total, count) in self.objective_sums(outputs, signals, inputs, features).items():
                 level = next(term.objective.level for term in plan.terms if term.key == key)
                 share = self._share(level, count)
                 parts[key] = total * (share if isinstance(share, float) else share.to(total.dtype))
         loss = weighted_sum(plan, parts)
         if loss is None:
             loss = zero_with_graph(logits_of(outputs, "student"))
+        elif self.accelerator.num_processes > 1 and not self._matches_logits(parts):
+            # DDP takes every parameter behind the outputs for used, and waits for its gradient.
+            loss = loss + zero_with_graph(logits_of(outputs, "student")).to(loss.dtype)
         if self._totals is not None:
             for key, part in parts.items():
                 self._part_sums[key] = self._part_sums.get(key, 0.0) + part.detach()
         return (loss, outputs) if return_outputs else loss
+
+    def _matches_logits(self, parts: Mapping[str, Any]) -> bool:
+        """Whether any of these parts is taken from the student's logits."""
+        inside = {term.key for term in self.plan.terms if "features" in term.objective.needs}
+        return bool(set(parts) - inside)
 
     def student_outputs(self, model: nn.Module, batch: dict[str, Any]) -> Any:
         """Run the student without labels."""
@@ -141,19 +169,76 @@ class DistillationLossMixin(LabelLossMixin):
             columns["labels"] = batch["labels"]
         return self.teacher(columns)
 
+    def watched_student(self) -> AbstractContextManager[Observation]:
+        """Keep what active objectives need of the student's inside, in the forwards of this context."""
+        return observed(self._unwrapped(), self._student_needs)
+
+    def student_features(self, seen: Observation, outputs: Any, batch: dict[str, Any]) -> Features | None:
+        """Return what was kept of the student's inside, if anything was asked for."""
+        return seen.features(self._unwrapped(), outputs, self.columns.for_student(batch))
+
     def objective_sums(
-        self, outputs: Any, signals: TeacherSignals, batch: dict[str, Any]
-    ) -> dict[str, tuple[torch.Tensor, int]]:
+        self,
+        outputs: Any,
+        signals: TeacherSignals,
+        batch: dict[str, Any],
+        features: Features | None = None,
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor | int]]:
         """Return each active objective's sum over its rows and their number; none without rows."""
         rows = select_rows(logits_of(outputs, "student"), signals, batch, self.head)
-        self._check_shapes(rows)
-        if rows.student_logits.shape[0] == 0:
-            return {}
-        self._look_for_bad_rows(rows)
-        return {
-            term.key: (term.objective(rows).sum(), rows.student_logits.shape[0])
-            for term in self.step_plan().terms
-        }
+        return self.sums_over(rows, signals, batch, self.step_plan().terms, features)
+
+    def sums_over(
+        self,
+        items: Rows,
+        signals: TeacherSignals,
+        batch: dict[str, Any],
+        terms: Iterable[Term],
+        features: Features | None,
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor | int]]:
+        """Return each term's sum over its rows and their number, from the aligned items."""
+        self._check_shapes(items)
+        if items.student_logits.shape[0] > 0:
+            self._look_for_bad_rows(items)
+        sums: dict[str, tuple[torch.Tensor, torch.Tensor | int]] = {}
+        for term in terms:
+            level = term.objective.level
+            if level == "item":
+                if items.student_logits.shape[0] > 0:
+                    sums[term.key] = term.objective(items).sum(), items.student_logits.shape[0]
+                continue
+            rows = self._feature_rows(term, items, signals, features)
+            # Mixed precision would multiply matrices of features in 16 bits.
+            with torch.autocast(items.student_logits.device.type, enabled=False):
+                values = term.objective(rows)
+            weights = token_weights(rows.features()[0].attended, batch) if level == "token" else None
+            total = (values if weights is None else values * weights.to(values.dtype)).sum()
+            sums[term.key] = total, count_items(batch, self.head, level)
+        return sums
+
+    def _feature_rows(
+        self, term: Term, items: Rows, signals: TeacherSignals, features: Features | None
+    ) -> Rows:
+        """Return the rows of an objective on features: the examples or tokens of the batch."""
+        theirs = getattr(signals, "features", None)
+        if features is None or theirs is None:
+            raise ValueError(
+                f"objective {term.key!r}: expected features of student and teacher, received none from "
+                f"{'the student' if features is None else self.teacher.name}."
+            )
+        if term.objective.level == "token" and features.attended.shape != theirs.attended.shape:
+            raise ValueError(
+                f"objective {term.key!r}: expected student and teacher to have the same positions, received "
+                f"{tuple(features.attended.shape)} and {tuple(theirs.attended.shape)} (examples, positions). Use an "
+                "objective with one vector per example, such as patient, similarity or rkd."
+            )
+        return replace(
+            items,
+            level=term.objective.level,
+            student_features=features,
+            teacher_features=theirs,
+            projection=projection_of(self.projections, term.key),
+        )
 
     @staticmethod
     def _check_shapes(rows: Rows) -> None:

@@ -133,10 +133,38 @@ def item_mask(batch: dict[str, Any], head: Head) -> torch.Tensor | None:
 
 def count_items(batch: dict[str, Any], head: Head, level: Level = "item") -> torch.Tensor | int:
     """Return how many rows of a level a batch has, without waiting for the device."""
+    if level == "token":
+        return count_tokens(batch)
     mask = item_mask(batch, head)
     if mask is None or level == "example":
         return batch_size(batch)
     return mask.sum()
+
+
+def count_tokens(batch: dict[str, Any]) -> torch.Tensor | int:
+    """Return how many positions of text a batch has.
+
+    Of images and audio, whose positions the model makes, return how many examples.
+
+    Example:
+        >>> count_tokens({"input_ids": torch.ones(2, 3), "attention_mask": torch.tensor([[1, 1, 1], [1, 0, 0]])})
+        tensor(4)
+    """
+    inputs, mask = batch.get("input_ids"), batch.get("attention_mask")
+    if inputs is None:
+        return batch_size(batch)
+    return int(inputs.numel()) if mask is None else mask.bool().sum()
+
+
+def token_weights(attended: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor | None:
+    """Return what each attended position weighs, ``(tokens,)``: None for text, where each counts as one.
+
+    Without ``input_ids`` the positions of an example share the weight 1, as :func:`count_tokens` counts it.
+    """
+    if batch.get("input_ids") is not None:
+        return None
+    per_example = attended.sum(-1, keepdim=True).clamp(min=1)
+    return (1.0 / per_example).expand(attended.shape)[attended]
 
 
 def count_labelled(batch: dict[str, Any], head: Head) -> torch.Tensor | int:

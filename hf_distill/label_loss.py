@@ -24,7 +24,7 @@ else:
 
 logger = logging.get_logger(__name__)
 
-_LEVELS = ("label", "item", "example")
+_LEVELS = ("label", "item", "example", "token")
 
 
 class LabelLossMixin(_Base):
@@ -77,6 +77,7 @@ class LabelLossMixin(_Base):
                 count_labelled(batch, self.head),
                 count_items(batch, self.head),
                 count_items(batch, self.head, "example"),
+                count_items(batch, self.head, "token"),
             )
             counts += torch.stack([torch.as_tensor(c, dtype=torch.float64).to(device) for c in local])
         if self.accelerator.num_processes > 1:

@@ -20,10 +20,13 @@ from hf_distill.columns import (
     accepted_columns,
 )
 from hf_distill.evaluation.loop import EvaluationMixin
+from hf_distill.features import FeatureNeeds, shape_of
 from hf_distill.items import head_of
 from hf_distill.launch import check_launch
-from hf_distill.loss_plan import DEFAULT_ALPHA, DEFAULT_TEMPERATURE, LossPlan, resolve_loss
+from hf_distill.loss_plan import DEFAULT_ALPHA, DEFAULT_TEMPERATURE, LossPlan, Term, resolve_loss
 from hf_distill.normalisation import Normalisation, untouched_randomness
+from hf_distill.objectives.base import check_not_negative
+from hf_distill.projections import ProjectionsMixin
 from hf_distill.publishing import PublishingMixin
 from hf_distill.schedules import highest
 from hf_distill.students import warn_about_random_start
@@ -46,7 +49,7 @@ from hf_distill.teachers.signals import Teacher
 _FROM_THE_DATA = frozenset({"labels"})
 
 
-class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
+class DistillationMixin(EvaluationMixin, ProjectionsMixin, CheckpointingMixin, PublishingMixin):
     """Distillation over any ``Trainer``; :class:`DistillationTrainer` documents the arguments."""
 
     def __init__(
@@ -75,6 +78,9 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         self._part_sums: dict[str, torch.Tensor] = {}
         self._pending_parts: dict[str, float] = {}
         self._finite = FiniteCheck()
+        self._student_needs = FeatureNeeds()
+        self.projections = nn.ModuleDict()
+        self._projected: dict[str, Any] = {}
         super().__init__(model, args, *trainer_args, **trainer_kwargs)
         if isinstance(teacher_processing_class, (list, tuple)) and len(teacher_processing_class) == 1:
             teacher_processing_class = teacher_processing_class[0]
@@ -89,6 +95,7 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         self._check_data()
         self._wrap_collator()
         self.plan = self._resolve()
+        self._prepare_features()
         if self.train_dataset is not None:
             warn_about_random_start(self._student(), _length(self.train_dataset))
 
@@ -171,11 +178,6 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         plan = resolve_loss(self.args, self.head.kind)
         check_settings(self.teacher, self.args)  # which a trial may have set
         for term in plan.terms:
-            if term.objective.level != "item":
-                raise ValueError(
-                    f"objective {term.key!r}: expected the level 'item', received {term.objective.level!r}, which this "
-                    "version can't count yet."
-                )
             missing = term.objective.needs - self.teacher.provides - _FROM_THE_DATA
             if missing:
                 raise ValueError(
@@ -185,6 +187,43 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         readers = [term.key for term in plan.terms if "labels" in term.objective.needs]
         data_checks.check_label_column(self.train_dataset, highest(plan.label_weight), readers)
         return plan
+
+    def _prepare_features(self) -> None:
+        """Find out what the objectives need of both models' insides, and make the projections they train."""
+        rate = getattr(self.args, "projection_learning_rate", None)
+        check_not_negative("projection_learning_rate", 0.0 if rate is None else rate, "arguments")
+        self._student_needs, teacher_needs = FeatureNeeds(), FeatureNeeds()
+        wanted = [term for term in self.plan.terms if "features" in term.objective.needs]
+        if wanted:
+            shapes = shape_of(self._student(), "student"), shape_of(self._observable_teacher(), "teacher")
+            for term in wanted:
+                self._check_positions(term)
+                own, other = term.objective.feature_needs(*shapes)
+                self._student_needs, teacher_needs = self._student_needs | own, teacher_needs | other
+            self.make_projections(wanted, self._student(), shapes)
+        else:
+            self.projections, self._projected = nn.ModuleDict(), {}
+        if hasattr(self.teacher, "feature_needs"):
+            self.teacher.feature_needs = teacher_needs
+
+    def _observable_teacher(self) -> Any:
+        """Return the model of a teacher that says it gives features."""
+        teacher: Any = self.teacher
+        if not (hasattr(teacher, "model") and hasattr(teacher, "feature_needs")):
+            raise ValueError(
+                f"teacher: expected one that gives features to have a model, for its sizes, and feature_needs, which "
+                f"the trainer sets, received {teacher.name}. Derive it from hf_distill.teachers.online.OnlineTeacher."
+            )
+        return teacher.model
+
+    def _check_positions(self, term: Term) -> None:
+        """Raise for an objective that compares positions of two encodings."""
+        if term.objective.level == "token" and self.columns.own_encoding:
+            raise ValueError(
+                f"objective {term.key!r}: expected student and teacher to read the same tokens, received "
+                "teacher_processing_class. Use an objective with one vector per example, such as patient, "
+                "similarity or rkd."
+            )
 
     def distillation_settings(self) -> dict[str, Any]:
         """Return the loss of this run as plain values: the short form if it was given, and all weights."""

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from transformers import BertConfig, BertForSequenceClassification, TrainerCallback, TrainerState, set_seed
 from transformers.utils import logging
 
-from hf_distill import DistillationTrainer, DistillationTrainingArguments, whole_checkpoints
+from hf_distill import DistillationTrainer, DistillationTrainingArguments, projections, whole_checkpoints
 from tests.processes import leave_together
 
 
@@ -42,9 +42,9 @@ class Examples(Dataset):
         return {"input_ids": text, "attention_mask": torch.ones_like(text), "labels": self.labels[index]}
 
 
-def tiny_bert() -> BertForSequenceClassification:
+def tiny_bert(width: int = 16) -> BertForSequenceClassification:
     """A BERT that trains in milliseconds, with dropout."""
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {"hidden_size": width, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     return BertForSequenceClassification(
         BertConfig(vocab_size=64, max_position_embeddings=16, num_labels=3, hidden_dropout_prob=0.2, **sizes)
     )
@@ -72,6 +72,7 @@ def kill_while_writing(trainer: DistillationTrainer, step: int, event: int) -> N
 
     In one process these are: the opened manifest, model, training arguments, optimizer, scheduler, random state,
     trainer's state, the sealed manifest (before it is in its place), and then the deletion of an older checkpoint.
+    Projections, where there are any, come after the scheduler.
     """
     seen = 0
 
@@ -109,6 +110,7 @@ def kill_while_writing(trainer: DistillationTrainer, step: int, event: int) -> N
 
     after(transformers.modeling_utils, "safe_save_file", 1)
     after(torch, "save", 1)
+    after(projections, "save_file", 1)
     after(TrainerState, "save_to_json", 1)
     before(whole_checkpoints.os, "replace")
     before(shutil, "rmtree")
@@ -128,7 +130,7 @@ class WatchedTrainer(DistillationTrainer):
 def train(run: dict[str, Any], rank: int) -> None:
     """Train as the plan says, and write down the weights that training ended with."""
     set_seed(11)
-    teacher, student = tiny_bert(), tiny_bert()
+    teacher, student = tiny_bert(run.get("teacher_width", 16)), tiny_bert()
     args = DistillationTrainingArguments(
         output_dir=run["output_dir"],
         per_device_train_batch_size=2 // run.get("processes", 1),
@@ -151,7 +153,8 @@ def train(run: dict[str, Any], rank: int) -> None:
             kill_while_writing(trainer, kill["step"], kill["event"])
     trainer.train(resume_from_checkpoint=run.get("resume"))
     if rank == 0:
-        safetensors.torch.save_file(student.state_dict(), run["weights"])
+        beside = {f"beside:{name}": value for name, value in trainer.projections.state_dict().items()}
+        safetensors.torch.save_file({**student.state_dict(), **beside}, run["weights"])
     leave_together()
 
 

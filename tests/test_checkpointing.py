@@ -30,6 +30,12 @@ TWO_SLOW = {"two_after_step": {"after_step": 5, "rank": 1}} | {
     f"two_while_writing_{event}": {"step": 6, "event": event, "rank": 0} for event in (4, 7, 8)
 }
 
+# A teacher of another width, so that a matrix is trained beside the student.
+PROJECTED: dict[str, Any] = {
+    "teacher_width": 24,
+    "settings": {"save_total_limit": 1, "objectives": [{"name": "hidden_states"}], "weight_decay": 0.1},
+}
+
 
 class KilledRuns:
     """What the worker's runs left behind: weights, folders, logs and exit codes."""
@@ -77,6 +83,9 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> KilledRuns:
     runs.add_killed_and_resumed("after_step", {"after_step": 5})
     for name in ONE:
         runs.add_killed_and_resumed(name, {"step": 6, "event": int(name.rsplit("_", 1)[1])})
+    runs.add("projected_uninterrupted", **PROJECTED)
+    runs.add_killed_and_resumed("projected_after_step", {"after_step": 5}, **PROJECTED)
+    runs.add_killed_and_resumed("projected_while_writing", {"step": 6, "event": 6}, **PROJECTED)
     runs.add("two_uninterrupted", processes=2)
     # Process 1 writes nothing but its random state: process 0 has written all it has to by then.
     runs.add_killed_and_resumed("two_while_writing", {"step": 6, "event": 1, "rank": 1}, processes=2)
@@ -105,6 +114,19 @@ def test_checkpoint_being_written_is_skipped_by_name(killed: KilledRuns, name: s
 def test_killed_while_deleting_the_old_resumes_from_the_new(killed: KilledRuns) -> None:
     assert "checkpoint-6 is incomplete" not in killed.log(ONE[-1])
     assert "checkpoint-3 is removed: it is incomplete" in killed.log(ONE[-1])
+
+
+@pytest.mark.parametrize("name", ["projected_after_step", "projected_while_writing"])
+def test_what_is_trained_beside_the_student_survives_as_well(killed: KilledRuns, name: str) -> None:
+    assert_same(killed.weights(name), killed.weights("projected_uninterrupted"))
+    assert "beside:key:hidden_states.weight" in killed.weights(name)
+
+
+def test_a_checkpoint_with_half_of_the_projections_is_skipped(killed: KilledRuns) -> None:
+    log = killed.log("projected_while_writing")
+    # The optimizer and the scheduler, written before them, are there.
+    assert "the run stopped while writing it, trainer_state.json is missing, rng_state.pth is missing" in log
+    assert "; resuming from checkpoint-3" in log
 
 
 def test_two_processes_killed_while_writing(killed: KilledRuns) -> None:

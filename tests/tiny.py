@@ -45,7 +45,7 @@ def bert(
     torch.manual_seed(seed)
     rates = {} if dropout else NO_DROPOUT
     return BertForSequenceClassification(
-        BertConfig(num_hidden_layers=layers, **SIZES, **rates, **{**HEADS[head], **options})
+        BertConfig(num_hidden_layers=layers, **{**SIZES, **rates, **HEADS[head], **options})
     )
 
 
@@ -68,7 +68,7 @@ def classifier(architecture: str, layers: int = 1, seed: int = 0, **options: Any
     torch.manual_seed(seed)
     heads = {"num_labels": 3, **options}
     if architecture in ("bert", "bert_tokens", "bert_mlm"):
-        config = BertConfig(num_hidden_layers=layers, **SIZES, **NO_DROPOUT, **heads)
+        config = BertConfig(num_hidden_layers=layers, **{**SIZES, **NO_DROPOUT, **heads})
         kinds = {"bert": BertForSequenceClassification, "bert_tokens": BertForTokenClassification}
         return kinds.get(architecture, BertForMaskedLM)(config)
     if architecture == "distilbert":
@@ -97,12 +97,16 @@ def classifier(architecture: str, layers: int = 1, seed: int = 0, **options: Any
     if architecture in ("llama", "llama_lm"):
         kind = LlamaForCausalLM if architecture == "llama_lm" else LlamaForSequenceClassification
         return kind(
-            LlamaConfig(num_hidden_layers=layers, **SIZES, num_key_value_heads=2, pad_token_id=0, **heads)
+            LlamaConfig(
+                num_hidden_layers=layers, pad_token_id=0, **{**SIZES, "num_key_value_heads": 2, **heads}
+            )
         )
     if architecture == "vit":
         sizes = {key: value for key, value in SIZES.items() if key != "vocab_size"}
         return ViTForImageClassification(
-            ViTConfig(num_hidden_layers=layers, image_size=8, patch_size=4, **sizes, **NO_DROPOUT, **heads)
+            ViTConfig(
+                num_hidden_layers=layers, image_size=8, **{**sizes, **NO_DROPOUT, "patch_size": 4, **heads}
+            )
         )
     raise ValueError(architecture)
 
@@ -166,10 +170,19 @@ def arguments(output_dir: Any, cls: Any = DistillationTrainingArguments, **optio
 
 
 def gradient_of(trainer: Any) -> torch.Tensor:
-    """Train one step of SGD at a rate of 1, and return what it moved: the accumulated gradient."""
-    before = torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()])
+    """Train one step of SGD at a rate of 1, and return what it moved: the accumulated gradient.
+
+    What is trained beside the student comes after it.
+    """
+
+    def weights() -> torch.Tensor:
+        beside = getattr(trainer, "projections", torch.nn.ModuleDict())
+        parameters = [*trainer.model.parameters(), *beside.parameters()]
+        return torch.cat([p.detach().flatten().clone() for p in parameters])
+
+    before = weights()
     trainer.train()
-    return before - torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+    return before - weights()
 
 
 def one_step(

@@ -15,6 +15,7 @@ from transformers.trainer_pt_utils import EvalLoopContainer
 from hf_distill.distillation_loss import DistillationLossMixin, weighted_sum
 from hf_distill.evaluation.agreement import agreement_sums, finish_agreement, teacher_scores
 from hf_distill.evaluation.retention import retention
+from hf_distill.features import Features
 from hf_distill.items import batch_size, count_labelled, select_rows, slice_batch
 from hf_distill.loss_plan import LossPlan
 from hf_distill.teachers.online import logits_of
@@ -105,9 +106,11 @@ class EvaluationMixin(DistillationLossMixin):
         if self._lacks_decoder_inputs(batch):
             return self._generated(model, batch, ignore_keys)
         with torch.no_grad(), self.compute_loss_context_manager():
-            parts, outputs = self._label_part(model, batch)
+            with self.watched_student() as seen:
+                parts, outputs = self._label_part(model, batch)
             signals = self.teacher_signals(batch)
-            parts.update(self._teacher_parts(outputs, signals, batch))
+            features = self.student_features(seen, outputs, batch)
+            parts.update(self._teacher_parts(outputs, signals, batch, features))
         # Never None: Trainer gathers the losses, and a process whose batch only fills up has no part.
         loss = weighted_sum(self._plan_now(), parts)
         loss = torch.zeros((), device=self.args.device) if loss is None else loss
@@ -163,27 +166,24 @@ class EvaluationMixin(DistillationLossMixin):
             self._pass.add("label", loss.double() * labelled, labelled)
         return {"label": loss}, outputs
 
-    def _teacher_parts(self, outputs: Any, signals: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def _teacher_parts(
+        self, outputs: Any, signals: Any, batch: dict[str, Any], features: Features | None
+    ) -> dict[str, torch.Tensor]:
         """Add up the objectives and the agreement over the batch's own rows."""
         rows_kept = slice(0, self._own_rows(batch))
         if rows_kept.stop == 0:
             return {}
-        own = slice_batch(batch, rows_kept)
-        rows = select_rows(
-            logits_of(outputs, "student")[rows_kept], signals.select(rows_kept), own, self.head
-        )
-        self._check_shapes(rows)
-        count = rows.student_logits.shape[0]
-        if count == 0:
-            return {}
-        self._look_for_bad_rows(rows)
+        own, signals = slice_batch(batch, rows_kept), signals.select(rows_kept)
+        rows = select_rows(logits_of(outputs, "student")[rows_kept], signals, own, self.head)
         # As the label loss, an objective that reads labels is left out where a set to predict has none.
         plan = self._plan_now()
         terms = [t for t in plan.terms if rows.labels is not None or "labels" not in t.objective.needs]
-        sums = {term.key: (term.objective(rows).sum(), count) for term in terms}
+        inside = None if features is None else features.select(rows_kept)
+        sums = self.sums_over(rows, signals, own, terms, inside)
         if self._pass is not None:
             unaided = replace(rows, teacher=label_free(rows.teacher))
-            for key, (total, number) in {**sums, **agreement_sums(unaided, self.head)}.items():
+            agreement = agreement_sums(unaided, self.head) if rows.student_logits.shape[0] > 0 else {}
+            for key, (total, number) in {**sums, **agreement}.items():
                 self._pass.add(key, total, number)
         return {key: total / number for key, (total, number) in sums.items()}
 

@@ -9,7 +9,9 @@ from numbers import Real
 from typing import ClassVar, Literal
 
 import torch
+from torch import nn
 
+from hf_distill.features import FeatureNeeds, Features, ModelShape
 from hf_distill.teachers.signals import TeacherSignals
 
 # Far below any log-probability, and finite, so that its gradient is 0 and not NaN.
@@ -31,12 +33,28 @@ class Rows:
         labels: integer ``(rows,)`` or float ``(rows, classes)`` labels, or None. A row may be
             unlabelled (-100 or NaN): only an objective that needs labels looks at them.
         level: what a row is.
+        student_features, teacher_features: what both computed inside, for objectives that asked;
+            the logits are then those of the whole batch, in no order of rows.
+        projection: the objective's own trained module, from :meth:`Objective.projection`.
     """
 
     student_logits: torch.Tensor
     teacher: TeacherSignals
     labels: torch.Tensor | None = None
     level: Level = "item"
+    student_features: Features | None = None
+    teacher_features: Features | None = None
+    projection: nn.Module | None = None
+
+    def features(self) -> tuple[Features, Features]:
+        """Return the student's and the teacher's features, which the trainer has checked are there."""
+        assert self.student_features is not None
+        assert self.teacher_features is not None
+        return self.student_features, self.teacher_features
+
+    def project(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the student's states in the teacher's width."""
+        return states if self.projection is None else self.projection(states)
 
 
 class Objective(ABC):
@@ -49,10 +67,11 @@ class Objective(ABC):
     Class attributes:
         name: the objective's name, and its file's.
         level: what a row is: ``item`` (a supervised position), ``example`` or ``token``.
-        needs: what it reads of the teacher, ``log_probs`` or ``logits``; and ``labels``, if it reads
-            those of the data, which then must have some.
+        needs: what it reads of the teacher, ``log_probs``, ``logits`` or ``features``; and ``labels``, if it
+            reads those of the data, which then must have some.
         heads: the kinds of head it is defined for.
-        batch_relational: whether a row's value depends on the other rows of the micro-batch.
+        batch_relational: whether a row's value depends on the other rows of the micro-batch, and so on how
+            a batch is split.
         paper: where it comes from, for the generated table.
         cost: what it adds to a step, for the generated table.
     """
@@ -68,6 +87,18 @@ class Objective(ABC):
     @abstractmethod
     def __call__(self, rows: Rows) -> torch.Tensor:
         """Return ``(rows,)`` values in float32 or better, with the graph to the student's logits."""
+
+    def feature_needs(self, student: ModelShape, teacher: ModelShape) -> tuple[FeatureNeeds, FeatureNeeds]:
+        """Return what it must be shown of the student's and of the teacher's inside; by default nothing.
+
+        Raises:
+            ValueError: settings that these two models can't satisfy.
+        """
+        return FeatureNeeds(), FeatureNeeds()
+
+    def projection(self, student: ModelShape, teacher: ModelShape) -> nn.Module | None:
+        """Return a new module to be trained with the student, and never saved in it; by default none."""
+        return None
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
@@ -193,3 +224,29 @@ def check_share(share: float, where: str, at_the_ends: str) -> None:
         raise ValueError(
             f"{where}: expected a number strictly between 0 and 1, received {share!r}. {at_the_ends}"
         )
+
+
+def check_choice(setting: str, value: object, choices: tuple[str, ...], where: str) -> None:
+    """Raise ValueError unless a setting is one of some words."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{where}: {setting}: expected one of {', '.join(choices)}, received {value!r}.")
+
+
+def check_positive(setting: str, value: object, where: str) -> None:
+    """Raise ValueError unless a setting is a finite number above 0."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and value > 0):  # type: ignore[arg-type, operator]
+        raise ValueError(f"{where}: {setting}: expected a finite number above 0, received {value!r}.")
+
+
+def check_count(setting: str, value: object, where: str) -> None:
+    """Raise ValueError unless a setting is a whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{where}: {setting}: expected a whole number of at least 1, received {value!r}.")
+
+
+def check_not_negative(setting: str, value: object, where: str) -> None:
+    """Raise ValueError unless a setting is a finite number of at least 0."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and value >= 0):  # type: ignore[arg-type, operator]
+        raise ValueError(f"{where}: {setting}: expected a finite number of at least 0, received {value!r}.")

@@ -12,6 +12,7 @@ import transformers
 from torch import nn
 
 from hf_distill.columns import accepted_columns
+from hf_distill.features import FeatureNeeds, observed
 from hf_distill.teachers.signals import DenseSignals, TeacherSignals
 
 _AUTO_CLASSES = tuple(
@@ -39,7 +40,9 @@ class OnlineTeacher:
         torch.Size([1, 3])
     """
 
-    provides = frozenset({"logits", "log_probs"})
+    provides = frozenset({"logits", "log_probs", "features"})
+    # What the trainer's active objectives ask for, besides logits.
+    feature_needs = FeatureNeeds()
 
     def __init__(
         self,
@@ -70,14 +73,14 @@ class OnlineTeacher:
         add_decoder_inputs(self.model, inputs, batch.get("labels"))
         if "use_cache" in self.columns:
             inputs["use_cache"] = False
-        with torch.no_grad(), self.autocast():
+        with torch.no_grad(), self.autocast(), observed(self.model, self.feature_needs) as seen:
             outputs = self.model(**inputs)
         logits = logits_of(outputs, "teacher")
         if self.label_order is not None:
             if self._order is None or self._order.device != logits.device:
                 self._order = torch.tensor(self.label_order, device=logits.device)
             logits = logits.index_select(-1, self._order)
-        return DenseSignals(logits)
+        return DenseSignals(logits, seen.features(self.model, outputs, inputs))
 
 
 def add_decoder_inputs(model: Any, inputs: dict[str, Any], labels: torch.Tensor | None) -> None:

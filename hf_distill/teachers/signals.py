@@ -7,6 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from hf_distill.features import Features
+
 
 @runtime_checkable
 class TeacherSignals(Protocol):
@@ -51,7 +53,7 @@ class Teacher(Protocol):
 class DenseSignals:
     """Full logits of one teacher.
 
-    Shapes: ``logits`` is ``(..., classes)``.
+    Shapes: ``logits`` is ``(..., classes)``. ``features`` are there where an objective asked for them.
 
     Example:
         >>> signals = DenseSignals(torch.tensor([[0.0, 0.0]]))
@@ -60,6 +62,7 @@ class DenseSignals:
     """
 
     logits: torch.Tensor
+    features: Features | None = None
 
     def log_probs(self, temperature: float) -> torch.Tensor:
         """Return ``log softmax(logits / temperature)`` over the last dimension, float32 or better."""
@@ -68,7 +71,9 @@ class DenseSignals:
 
     def select(self, index: Any) -> DenseSignals:
         """Return the signals of the rows under a boolean mask or a slice."""
-        return DenseSignals(self.logits[index])
+        # Examples have features; rows under a mask are items, and have none of their own.
+        features = self.features.select(index) if self.features and isinstance(index, slice) else None
+        return DenseSignals(self.logits[index], features)
 
 
 def retemperable_logits(signals: TeacherSignals) -> torch.Tensor | None:

@@ -27,6 +27,10 @@ CASES = {
     "gpt2_causal": ("gpt2_lm", "causal", {}, None),
     "vit": ("vit", "image", {}, None),
     "bert_scheduled": ("bert", "single_label", {}, None),
+    "bert_features": ("bert", "single_label", {}, None),
+    "bert_features_only": ("bert", "single_label", {}, None),
+    "bert_attention_only": ("bert", "single_label", {}, None),
+    "vit_features": ("vit", "image", {}, None),
 }
 # One term that is left out of the first step, and one whose temperature is scheduled.
 SCHEDULED = {
@@ -39,6 +43,21 @@ SCHEDULED = {
     "logging_steps": 2,
     "learning_rate": 0.1,
 }
+WIDER = {"hidden_size": 24, "num_attention_heads": 4}
+# Those whose rows do not depend on which examples meet; the student has one layer, the teacher two.
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "bert_features": {
+        "objectives": [
+            {"name": "forward_kl"}, {"name": "hidden_states"}, {"name": "patient", "layers": [[1, 2]]},
+        ],
+    },
+    # Nothing reaches the classifier, which DDP would wait for.
+    "bert_features_only": {"objectives": [{"name": "hidden_states", "key": "a.b"}], "label_weight": 0.0},
+    "bert_attention_only": {
+        "objectives": [{"name": "attentions"}, {"name": "relations", "relation_heads": 4}], "label_weight": 0.0,
+    },
+    "vit_features": {"objectives": [{"name": "hidden_states", "distance": "cosine"}], "label_weight": 1.0},
+}  # fmt: skip
 
 
 def share(prediction: Any) -> dict[str, float]:
@@ -50,14 +69,14 @@ def share(prediction: Any) -> dict[str, float]:
 def run(folder: Path, case: str, batch_size: int, accumulation: int) -> None:
     """Train one step (with schedules, two) over the same 8 examples, evaluate 7 others, and write both."""
     architecture, head, options, loss = CASES[case]
-    settings: dict[str, Any] = SCHEDULED if case == "bert_scheduled" else {"alpha": 0.5}
+    settings: dict[str, Any] = SCHEDULED if case == "bert_scheduled" else OBJECTIVES.get(case, {"alpha": 0.5})
     data = examples(8, head)
     if case.endswith("unlabelled"):
         for row in (0, 2, 4, 6):  # every example of the first process
             data[row]["labels"] = -100 if head == "single_label" else [NAN] * 3
     trainer = distiller(
         classifier(architecture, 1, 0, **options),
-        perturbed(classifier(architecture, 2, 5, **options), 0.3),
+        perturbed(classifier(architecture, 2, 5, **options, **(WIDER if case in OBJECTIVES else {})), 0.3),
         one_step(folder / "out", batch_size, accumulation, per_device_eval_batch_size=2, **settings),
         data,
         eval_dataset=examples(7, head, seed=3),

@@ -18,20 +18,25 @@ CLASSES = objective_classes()
 VALID_LEVELS = {"item", "example", "token"}
 VALID_NEEDS = {"log_probs", "logits", "labels", "features", "input_gradient", "batch"}
 VALID_HEADS = {"single_label", "multi_label", "regression"}
+# Those that two tensors of logits and labels are enough for; test_feature_contract.py has the others.
+ON_LOGITS = sorted(
+    name for name, found in CLASSES.items() if found.needs <= {"log_probs", "logits", "labels"}
+)
 # Objectives that sum over classes; a regression output at -inf has no meaning.
-OVER_CLASSES = sorted(name for name, found in CLASSES.items() if found.heads != {"regression"})
+OVER_CLASSES = [name for name in ON_LOGITS if CLASSES[name].heads != {"regression"}]
 # Objectives that compare rows with each other: what holds for a row, holds for the sum of theirs.
-INDEPENDENT = sorted(name for name, found in CLASSES.items() if not found.batch_relational)
+INDEPENDENT = [name for name in ON_LOGITS if not CLASSES[name].batch_relational]
 # A cross-entropy is smallest where student and teacher agree, but is the teacher's entropy there.
 NOT_ZERO_AT_EQUALITY = {"soft_cross_entropy"}
-DIVERGENCES = sorted(set(CLASSES) - NOT_ZERO_AT_EQUALITY)
+DIVERGENCES = sorted(set(ON_LOGITS) - NOT_ZERO_AT_EQUALITY)
 # Their papers hold parts constant, so their gradient is not that of the value: their own tests check it.
 STOPPED_GRADIENT = {"adaptive_kl"}
-DIFFERENTIATED = sorted(set(CLASSES) - STOPPED_GRADIENT)
-SETTINGS = [(name, field.name) for name in sorted(CLASSES) for field in dataclasses.fields(CLASSES[name])]
+DIFFERENTIATED = sorted(set(ON_LOGITS) - STOPPED_GRADIENT)
+SETTINGS = [(name, field) for name in sorted(CLASSES) for field in dataclasses.fields(CLASSES[name])]
 OUT_OF_RANGE = [-1.0, math.nan, math.inf, "2", True, None]
 
 every_objective = pytest.mark.parametrize("name", sorted(CLASSES))
+every_objective_on_logits = pytest.mark.parametrize("name", ON_LOGITS)
 every_divergence = pytest.mark.parametrize("name", DIVERGENCES)
 over_classes = pytest.mark.parametrize("name", OVER_CLASSES)
 
@@ -118,25 +123,26 @@ def test_docstring_says_what_it_does_with_t_squared(name):
     assert "T^2" in (inspect.getdoc(CLASSES[name]) or "")
 
 
-@pytest.mark.parametrize(("name", "setting"), SETTINGS)
+@pytest.mark.parametrize(("name", "field"), SETTINGS, ids=lambda value: getattr(value, "name", value))
 @pytest.mark.parametrize("value", OUT_OF_RANGE)
-def test_settings_out_of_range_are_refused_by_name(name, setting, value):
-    if value is None and getattr(CLASSES[name](), setting) is None:
-        return  # the default: this setting takes another's value
-    with pytest.raises(ValueError, match=f"{name}.*{setting}"):
-        CLASSES[name](**{setting: value})
+def test_settings_out_of_range_are_refused_by_name(name, field, value):
+    if value is None and field.default is None:
+        assert CLASSES[name](**{field.name: None}) == CLASSES[name]()
+        return
+    with pytest.raises(ValueError, match=f"{name}.*{field.name}"):
+        CLASSES[name](**{field.name: value})
 
 
 # ---- what it computes -----------------------------------------------------------------
 
 
-@every_objective
+@every_objective_on_logits
 @pytest.mark.parametrize("rows", [1, 5])
 def test_gives_one_value_per_row(name, rows):
     assert value_of(name, random_logits(rows, 4, 0), random_logits(rows, 4, 1)).shape == (rows,)
 
 
-@every_objective
+@every_objective_on_logits
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_half_types_are_upcast_before_any_arithmetic(name, half):
     student, teacher = random_logits(5, 6, 0, half), random_logits(5, 6, 1, half)
@@ -145,7 +151,7 @@ def test_half_types_are_upcast_before_any_arithmetic(name, half):
     torch.testing.assert_close(got, value_of(name, student.float(), teacher.float()), rtol=0, atol=0)
 
 
-@every_objective
+@every_objective_on_logits
 def test_float64_is_kept(name):
     student, teacher = random_logits(5, 6, 0, torch.float64), random_logits(5, 6, 1, torch.float64)
     got = value_of(name, student, teacher)
@@ -170,7 +176,7 @@ def test_values_of_other_logits_are_above_zero(name):
     assert (total_or_values(name, values) > 0).all()
 
 
-@every_objective
+@every_objective_on_logits
 @pytest.mark.parametrize("closed", [False, True])
 def test_the_minimum_is_where_student_is_teacher(name, closed):
     teacher = random_logits(6, 5, 2)
@@ -200,7 +206,7 @@ class TinyTeacher(nn.Module):
         return {"logits": self.layer(inputs)}
 
 
-@every_objective
+@every_objective_on_logits
 def test_gradient_reaches_the_student_and_never_the_teacher(name):
     torch.manual_seed(0)
     model = TinyTeacher()
@@ -299,7 +305,7 @@ def test_a_row_does_not_depend_on_the_others(name):
     torch.testing.assert_close(values[1:2], alone, rtol=1e-6, atol=1e-7)
 
 
-@every_objective
+@every_objective_on_logits
 def test_permuting_rows_permutes_the_values(name):
     student, teacher = random_logits(5, 4, 0, torch.float64), random_logits(5, 4, 1, torch.float64)
     order = torch.tensor([3, 0, 4, 1, 2])
@@ -308,7 +314,7 @@ def test_permuting_rows_permutes_the_values(name):
     )
 
 
-@every_objective
+@every_objective_on_logits
 def test_permuting_classes_changes_no_value(name):
     student, teacher = random_logits(5, 6, 0, torch.float64), random_logits(5, 6, 1, torch.float64)
     teacher[2] = teacher[2].round()  # ties
