@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.training_args import ParallelMode
 
+from hf_distill.example_terms import ExampleTermsMixin, is_active
 from hf_distill.items import select_rows
-from hf_distill.label_loss import LabelLossMixin, zero_with_graph
-from hf_distill.loss_plan import LossPlan
+from hf_distill.label_loss import zero_with_graph
+from hf_distill.loss_plan import LossPlan, Term
 from hf_distill.normalisation import Normalisation
 from hf_distill.teachers.finite_check import FiniteCheck
 from hf_distill.teachers.online import add_decoder_inputs, logits_of
 from hf_distill.teachers.signals import Teacher, TeacherSignals
 
 
-class DistillationLossMixin(LabelLossMixin):
+class DistillationLossMixin(ExampleTermsMixin):
     """``compute_loss`` of a distillation, and the logging of its parts.
 
     Everything that is logged stays on the device until the Trainer reads its own loss.
@@ -90,9 +92,14 @@ class DistillationLossMixin(LabelLossMixin):
             parts["label"], outputs = self.label_loss(model, inputs, num_items_in_batch)
         else:
             outputs = self.student_outputs(model, inputs)
-        if self.plan.terms:
+        in_training = self._totals is not None
+        terms = [t for t in self.plan.terms if not in_training or is_active(t, self.state.global_step)]
+        if terms:
             signals = self.teacher_signals(inputs)
-            for key, (total, count) in self.objective_sums(outputs, signals, inputs).items():
+            examples = self.next_examples(inputs) if in_training else (0, 0)
+            sums = self.example_sums(model, outputs, signals, inputs, terms, *examples)
+            sums.update(self.objective_sums(outputs, signals, inputs, terms))
+            for key, (total, count) in sums.items():
                 level = next(term.objective.level for term in self.plan.terms if term.key == key)
                 share = self._share(level, count)
                 parts[key] = total * (share if isinstance(share, float) else share.to(total.dtype))
@@ -119,15 +126,19 @@ class DistillationLossMixin(LabelLossMixin):
 
     def teacher_signals(self, batch: dict[str, Any]) -> TeacherSignals:
         """Ask the teacher about a batch, with the columns it accepts."""
+        return self.teacher(self.teacher_columns(batch))
+
+    def teacher_columns(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return what the teacher is given of a batch."""
         columns = self.columns.for_teacher(batch)
         if "labels" in batch:  # read by no forward: a decoder's inputs are made from them
             columns["labels"] = batch["labels"]
-        return self.teacher(columns)
+        return columns
 
     def objective_sums(
-        self, outputs: Any, signals: TeacherSignals, batch: dict[str, Any]
+        self, outputs: Any, signals: TeacherSignals, batch: dict[str, Any], terms: Sequence[Term]
     ) -> dict[str, tuple[torch.Tensor, int]]:
-        """Return each active objective's sum over its rows and their number; none without rows."""
+        """Return the sum of each objective over items, and their number; none without items."""
         rows = select_rows(logits_of(outputs, "student"), signals, batch, self.head)
         self._check_shapes(rows.student_logits, rows.teacher.logits)
         if rows.student_logits.shape[0] == 0:
@@ -135,7 +146,9 @@ class DistillationLossMixin(LabelLossMixin):
         if rows.teacher.logits is not None:
             self._finite.see(rows.teacher.logits, self.state.global_step)
         return {
-            term.key: (term.objective(rows).sum(), rows.student_logits.shape[0]) for term in self.plan.terms
+            term.key: (term.objective(rows).sum(), rows.student_logits.shape[0])
+            for term in terms
+            if term.objective.level == "item"
         }
 
     @staticmethod
@@ -162,7 +175,14 @@ class DistillationLossMixin(LabelLossMixin):
             # A rank whose batches had no rows of a level has no such part, and gathers must agree.
             weights = {"label": self.plan.label_weight, **{term.key: term.weight for term in self.plan.terms}}
             keys = [key for key, weight in weights.items() if weight > 0]
-        sums = [self._part_sums.get(key, 0.0) for key in keys]
+        of_key = {term.key: term for term in self.plan.terms}
+        first = self._globalstep_last_logged
+        taken = {  # how many of the steps since the last log had this part
+            key: sum(key == "label" or is_active(of_key[key], step) for step in range(first, first + steps))
+            for key in keys
+        }
+        keys = [key for key in keys if taken[key]]
+        sums = [self._part_sums.get(key, 0.0) * (steps / taken[key]) for key in keys]
         if keys:
             stacked = torch.stack(
                 [torch.as_tensor(s, dtype=torch.float32, device=self.args.device) for s in sums]

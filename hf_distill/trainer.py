@@ -186,10 +186,12 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         """Resolve the arguments into the loss, and check that the teacher can answer for it."""
         plan = resolve_loss(self.args, self.head.kind)
         for term in plan.terms:
-            if term.objective.level != "item":
+            level, differentiates = term.objective.level, "input_gradient" in term.objective.needs
+            if level != "item" and not (level == "example" and differentiates):
                 raise ValueError(
-                    f"objective {term.key!r}: expected the level 'item', received {term.objective.level!r}, which this "
-                    "version can't count yet."
+                    f"objective {term.key!r}: expected the level 'item', or 'example' with the need 'input_gradient', "
+                    f"received {level!r} with {', '.join(sorted(term.objective.needs))}, which this version can't make "
+                    "rows for yet."
                 )
             missing = term.objective.needs - self.teacher.provides
             if missing:
@@ -197,6 +199,8 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
                     f"objective {term.key!r}: expected a teacher that gives {', '.join(sorted(missing))}, received "
                     f"{self.teacher.name}, which gives {', '.join(sorted(self.teacher.provides))}."
                 )
+            if differentiates:
+                self.check_differentiable(term)
         if plan.label_weight > 0 and self.train_dataset is not None:
             names = getattr(self.train_dataset, "column_names", None)
             if names and not {"label", "labels", "label_ids"} & set(names):

@@ -25,6 +25,7 @@ class _Pass:
 
     keep_teacher: bool
     key: str | None
+    batches: int = 0
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     teacher: EvalLoopContainer = field(default_factory=lambda: EvalLoopContainer(True, padding_index=-100))
     content: Any = field(default_factory=hashlib.sha256)
@@ -105,7 +106,7 @@ class EvaluationMixin(DistillationLossMixin):
         with torch.no_grad(), self.compute_loss_context_manager():
             parts, outputs = self._label_part(model, batch)
             signals = self.teacher_signals(batch)
-            parts.update(self._teacher_parts(outputs, signals, batch))
+            parts.update(self._teacher_parts(model, outputs, signals, batch))
         # Never None: Trainer gathers the losses, and a process whose batch only fills up has no part.
         loss = self.weighted_sum(parts)
         loss = torch.zeros((), device=self.args.device) if loss is None else loss
@@ -152,9 +153,16 @@ class EvaluationMixin(DistillationLossMixin):
             self._pass.add("label", loss.double() * labelled, labelled)
         return ({"label": loss} if self.plan.label_weight > 0 else {}), outputs
 
-    def _teacher_parts(self, outputs: Any, signals: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def _teacher_parts(
+        self, model: nn.Module, outputs: Any, signals: Any, batch: dict[str, Any]
+    ) -> dict[str, torch.Tensor]:
         """Add up the objectives and the agreement over the batch's own rows."""
         rows_kept = slice(0, self._own_rows(batch))
+        # Over all rows, so that sharded models keep in step; the others are dropped from the sum.
+        place = self._place_of_batch()
+        by_example = self.example_sums(
+            model, outputs, signals, batch, self.plan.terms, place, None, rows_kept.stop
+        )
         if rows_kept.stop == 0:
             return {}
         own = slice_batch(batch, rows_kept)
@@ -162,16 +170,27 @@ class EvaluationMixin(DistillationLossMixin):
             logits_of(outputs, "student")[rows_kept], signals.select(rows_kept), own, self.head
         )
         self._check_shapes(rows.student_logits, rows.teacher.logits)
-        count = rows.student_logits.shape[0]
-        if count == 0:
-            return {}
-        if rows.teacher.logits is not None:
-            self._finite.see(rows.teacher.logits, self.state.global_step)
-        sums = {term.key: (term.objective(rows).sum(), count) for term in self.plan.terms}
+        sums = {**by_example}
+        agreement: dict[str, Any] = {}
+        if rows.student_logits.shape[0] > 0:
+            if rows.teacher.logits is not None:
+                self._finite.see(rows.teacher.logits, self.state.global_step)
+            count = rows.student_logits.shape[0]
+            of_items = [term for term in self.plan.terms if term.objective.level == "item"]
+            sums.update({term.key: (term.objective(rows).sum(), count) for term in of_items})
+            agreement = agreement_sums(rows, self.head)
         if self._pass is not None:
-            for key, (total, number) in {**sums, **agreement_sums(rows, self.head)}.items():
+            for key, (total, number) in {**sums, **agreement}.items():
                 self._pass.add(key, total, number)
         return {key: total / number for key, (total, number) in sums.items()}
+
+    def _place_of_batch(self) -> int:
+        """Return the index of the batch's first example in the whole set over all processes."""
+        if self._pass is None:
+            return 0
+        place = self._pass.batches * self.accelerator.num_processes + self.accelerator.process_index
+        self._pass.batches += 1
+        return place * self.args.eval_batch_size
 
     def _filled_up(self) -> bool:
         """Whether this is a last batch that several processes filled up with examples seen before."""

@@ -6,11 +6,14 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from numbers import Real
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
 from hf_distill.teachers.signals import TeacherSignals
+
+if TYPE_CHECKING:
+    from hf_distill.input_functions import InputFunctions
 
 # Far below any log-probability, and finite, so that its gradient is 0 and not NaN.
 _FAR = -1e30
@@ -31,12 +34,15 @@ class Rows:
         labels: integer ``(rows,)`` or float ``(rows, classes)`` labels, or None. A row may be
             unlabelled (-100 or NaN): only an objective that needs labels looks at them.
         level: what a row is.
+        functions: both models as functions of the examples' input, for an objective of level
+            ``example`` that needs ``input_gradient``; its ``student_logits`` are whole examples'.
     """
 
     student_logits: torch.Tensor
     teacher: TeacherSignals
     labels: torch.Tensor | None = None
     level: Level = "item"
+    functions: InputFunctions | None = None
 
 
 class Objective(ABC):
@@ -49,7 +55,7 @@ class Objective(ABC):
     Class attributes:
         name: the objective's name, and its file's.
         level: what a row is: ``item`` (a supervised position), ``example`` or ``token``.
-        needs: what it reads of the teacher: ``log_probs`` or ``logits``.
+        needs: what it reads of the teacher: ``log_probs``, ``logits`` or ``input_gradient``.
         heads: the kinds of head it is defined for.
         paper: where it comes from, for the generated table.
         cost: what it adds to a step, for the generated table.

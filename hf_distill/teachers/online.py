@@ -39,7 +39,7 @@ class OnlineTeacher:
         torch.Size([1, 3])
     """
 
-    provides = frozenset({"logits", "log_probs"})
+    provides = frozenset({"logits", "log_probs", "input_gradient"})
 
     def __init__(
         self,
@@ -64,20 +64,25 @@ class OnlineTeacher:
 
     def __call__(self, batch: dict[str, Any]) -> TeacherSignals:
         """Answer for a batch whose columns this model accepts; ``labels`` only feed a decoder."""
+        with torch.no_grad():
+            return DenseSignals(self.raw_logits(batch))
+
+    def raw_logits(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Return the logits of a batch in the current grad mode, for a derivative to the model's input."""
         if self.model.training:
             self.model.eval()
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         add_decoder_inputs(self.model, inputs, batch.get("labels"))
         if "use_cache" in self.columns:
             inputs["use_cache"] = False
-        with torch.no_grad(), self.autocast():
+        with self.autocast():
             outputs = self.model(**inputs)
         logits = logits_of(outputs, "teacher")
         if self.label_order is not None:
             if self._order is None or self._order.device != logits.device:
                 self._order = torch.tensor(self.label_order, device=logits.device)
             logits = logits.index_select(-1, self._order)
-        return DenseSignals(logits)
+        return logits
 
 
 def add_decoder_inputs(model: Any, inputs: dict[str, Any], labels: torch.Tensor | None) -> None:
