@@ -107,9 +107,9 @@ class EvaluationMixin(DistillationLossMixin):
             parts, outputs = self._label_part(model, batch)
             signals = self.teacher_signals(batch)
             parts.update(self._teacher_parts(model, outputs, signals, batch))
-        # Never None: Trainer gathers the losses, and a process whose batch only fills up has no part.
+        # Never None, and of one dtype: Trainer gathers the losses, and a process whose batch only fills up has no part.
         loss = self.weighted_sum(parts)
-        loss = torch.zeros((), device=self.args.device) if loss is None else loss
+        loss = torch.zeros((), device=self.args.device) if loss is None else loss.float()
         if prediction_loss_only:
             return loss, None, None
         logits = logits_of(outputs, "student").detach()

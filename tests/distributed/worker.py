@@ -11,6 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from hf_distill import student_from_teacher
 from tests.processes import leave_together
 from tests.test_trainer import NAN, mean_loss, normalised_loss
 from tests.tiny import classifier, distiller, examples, gradient_of, one_step, perturbed
@@ -27,6 +28,18 @@ CASES = {
     "gpt2_causal": ("gpt2_lm", "causal", {}, None),
     "vit": ("vit", "image", {}, None),
 }
+DERIVATIVE = {"name": "derivative", "weight": 0.1}
+# Extra terms beside the labels and the teacher's KL, for a student cut from its teacher.
+TERMS = {
+    "bert_vjp": [DERIVATIVE],
+    "bert_tokens_vjp": [DERIVATIVE, {**DERIVATIVE, "key": "cosine", "normalized": True}],
+    "bert_finite_difference": [{**DERIVATIVE, "method": "finite_difference", "epsilon": 1e-2}],
+    "bert_vjp_checkpointed": [DERIVATIVE],
+}
+CASES |= {
+    name: ("bert_tokens", "tokens", {}, None) if "tokens" in name else ("bert", "single_label", {}, None)
+    for name in TERMS
+}
 
 
 def share(prediction: Any) -> dict[str, float]:
@@ -42,10 +55,18 @@ def run(folder: Path, case: str, batch_size: int, accumulation: int) -> None:
     if case.endswith("unlabelled"):
         for row in (0, 2, 4, 6):  # every example of the first process
             data[row]["labels"] = -100 if head == "single_label" else [NAN] * 3
+    student, loss_arguments = classifier(architecture, 1, 0, **options), {"alpha": 0.5}
+    teacher = perturbed(classifier(architecture, 2, 5, **options), 0.3)
+    if case in TERMS:
+        student = student_from_teacher(teacher, num_hidden_layers=1)
+        if "finite" in case:  # differences of float32 logits carry more rounding than the test allows
+            student, teacher = student.double(), teacher.double()
+        loss_arguments = {"objectives": [{"name": "forward_kl"}, *TERMS[case]]}
+        loss_arguments["gradient_checkpointing"] = case.endswith("checkpointed")
     trainer = distiller(
-        classifier(architecture, 1, 0, **options),
-        perturbed(classifier(architecture, 2, 5, **options), 0.3),
-        one_step(folder / "out", batch_size, accumulation, alpha=0.5, per_device_eval_batch_size=2),
+        student,
+        teacher,
+        one_step(folder / "out", batch_size, accumulation, per_device_eval_batch_size=2, **loss_arguments),
         data,
         eval_dataset=examples(7, head, seed=3),
         compute_loss_func=loss,

@@ -16,14 +16,23 @@ CLASSES = objective_classes()
 VALID_LEVELS = {"item", "example", "token"}
 VALID_NEEDS = {"log_probs", "logits", "labels", "features", "input_gradient", "batch"}
 VALID_HEADS = {"single_label", "multi_label", "regression"}
+# Objectives that differentiate to the input see functions, not logits; each has tests of its own for what it computes.
+OF_LOGITS = sorted(name for name, found in CLASSES.items() if "input_gradient" not in found.needs)
 # Objectives that sum over classes; a regression output at -inf has no meaning.
-OVER_CLASSES = sorted(name for name, found in CLASSES.items() if found.heads != {"regression"})
+OVER_CLASSES = [name for name in OF_LOGITS if CLASSES[name].heads != {"regression"}]
 # Objectives that compare rows with each other set this on the class; their rows may depend on one another.
-INDEPENDENT = sorted(name for name, found in CLASSES.items() if not getattr(found, "batch_relational", False))
-SETTINGS = [(name, field.name) for name in sorted(CLASSES) for field in dataclasses.fields(CLASSES[name])]
+INDEPENDENT = [name for name in OF_LOGITS if not getattr(CLASSES[name], "batch_relational", False)]
 OUT_OF_RANGE = [-1.0, math.nan, math.inf, "2", True, None]
+SETTINGS = [
+    (name, field.name, value)
+    for name in sorted(CLASSES)
+    for field in dataclasses.fields(CLASSES[name])
+    for value in OUT_OF_RANGE
+    if not (value is True and isinstance(field.default, bool))
+]
 
 every_objective = pytest.mark.parametrize("name", sorted(CLASSES))
+every_objective_of_logits = pytest.mark.parametrize("name", OF_LOGITS)
 
 
 def random_logits(rows: int, classes: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -98,8 +107,7 @@ def test_docstring_says_what_it_does_with_t_squared(name):
     assert "T^2" in (inspect.getdoc(CLASSES[name]) or "")
 
 
-@pytest.mark.parametrize(("name", "setting"), SETTINGS)
-@pytest.mark.parametrize("value", OUT_OF_RANGE)
+@pytest.mark.parametrize(("name", "setting", "value"), SETTINGS)
 def test_settings_out_of_range_are_refused_by_name(name, setting, value):
     with pytest.raises(ValueError, match=setting):
         CLASSES[name](**{setting: value})
@@ -108,13 +116,19 @@ def test_settings_out_of_range_are_refused_by_name(name, setting, value):
 # ---- what it computes -----------------------------------------------------------------
 
 
-@every_objective
+@pytest.mark.parametrize("name", sorted(set(CLASSES) - set(OF_LOGITS)))
+def test_rows_of_logits_alone_are_refused_where_functions_are_needed(name):
+    with pytest.raises(ValueError, match="functions"):
+        value_of(name, random_logits(2, 4, 0), random_logits(2, 4, 1))
+
+
+@every_objective_of_logits
 @pytest.mark.parametrize("rows", [1, 5])
 def test_gives_one_value_per_row(name, rows):
     assert value_of(name, random_logits(rows, 4, 0), random_logits(rows, 4, 1)).shape == (rows,)
 
 
-@every_objective
+@every_objective_of_logits
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_half_types_are_upcast_before_any_arithmetic(name, half):
     student, teacher = random_logits(5, 6, 0, half), random_logits(5, 6, 1, half)
@@ -123,7 +137,7 @@ def test_half_types_are_upcast_before_any_arithmetic(name, half):
     torch.testing.assert_close(got, value_of(name, student.float(), teacher.float()), rtol=0, atol=0)
 
 
-@every_objective
+@every_objective_of_logits
 def test_float64_is_kept(name):
     student, teacher = random_logits(5, 6, 0, torch.float64), random_logits(5, 6, 1, torch.float64)
     got = value_of(name, student, teacher)
@@ -131,7 +145,7 @@ def test_float64_is_kept(name):
     assert not torch.equal(got, value_of(name, student.float(), teacher.float()).double())
 
 
-@every_objective
+@every_objective_of_logits
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_value_and_gradient_are_zero_where_student_is_teacher(name, scale):
     teacher = random_logits(6, 5, 2) * scale
@@ -142,12 +156,12 @@ def test_value_and_gradient_are_zero_where_student_is_teacher(name, scale):
     assert student.grad.abs().max().item() < 1e-6
 
 
-@every_objective
+@every_objective_of_logits
 def test_values_of_other_logits_are_above_zero(name):
     assert (value_of(name, random_logits(6, 5, 0), random_logits(6, 5, 1)) > 0).all()
 
 
-@every_objective
+@every_objective_of_logits
 def test_gradient_reaches_the_student_and_never_the_teacher(name):
     student = random_logits(4, 5, 0).requires_grad_(True)
     teacher = random_logits(4, 5, 1)
@@ -210,7 +224,7 @@ def test_a_row_does_not_depend_on_the_others(name):
     torch.testing.assert_close(values[1:2], alone, rtol=1e-6, atol=1e-7)
 
 
-@every_objective
+@every_objective_of_logits
 def test_permuting_rows_permutes_the_values(name):
     student, teacher = random_logits(5, 4, 0, torch.float64), random_logits(5, 4, 1, torch.float64)
     order = torch.tensor([3, 0, 4, 1, 2])
@@ -219,7 +233,7 @@ def test_permuting_rows_permutes_the_values(name):
     )
 
 
-@every_objective
+@every_objective_of_logits
 def test_gradient_is_that_of_finite_differences(name):
     student = random_logits(3, 4, 0, torch.float64).requires_grad_(True)
     teacher = random_logits(3, 4, 1, torch.float64)
