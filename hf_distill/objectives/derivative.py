@@ -43,11 +43,11 @@ class Derivative(Objective):
     Raises:
         ValueError: an unknown method, or a setting out of range.
 
-    Source: Czarnecki et al., "Sobolev Training for Neural Networks", arXiv 1706.04859, equation 1 and
-        section 2 (random projections); Srinivas and Fleuret, "Knowledge Transfer with Jacobian
+    Source: Czarnecki et al., "Sobolev Training for Neural Networks", arXiv 1706.04859, section 2
+        (random projections of the derivatives); Srinivas and Fleuret, "Knowledge Transfer with Jacobian
         Matching", arXiv 1803.00443 (Jacobians of students and teachers); Hoffman et al., "Robust
         Learning with Jacobian Regularization", arXiv 1908.02729 (the factor C); finite differences
-        after IGDM, arXiv 2312.03286. There published gains are clear with little data, and for robustness.
+        after IGDM, arXiv 2312.03286. The published gains are with little data, and in robustness.
 
     Example:
         >>> from hf_distill.directions import example_keys
