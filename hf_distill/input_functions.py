@@ -106,7 +106,7 @@ def functions_of_batch(
         point = batch[name]
 
     def of_student(x: torch.Tensor) -> torch.Tensor:
-        with _same_randomness(seed, keys), _without_batch_statistics(student):
+        with _same_randomness(seed, keys), _with_settled_modules(student):
             return _logits(student, run_student, x)
 
     def of_teacher(x: torch.Tensor) -> torch.Tensor:
@@ -193,13 +193,23 @@ def _same_randomness(seed: int, keys: torch.Tensor) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without_batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Let batch normalisation use its running statistics: those of the batch couple its examples."""
-    modules = [part for part in model.modules() if isinstance(part, _BatchNorm) and part.training]
-    for part in modules:
+def _with_settled_modules(model: nn.Module) -> Iterator[None]:
+    """Set aside what keeps a module in training from being a function of each example's input alone.
+
+    Batch normalisation uses its running statistics: those of the batch couple its examples. And the
+    feature encoders of wav2vec2's kin make no leaf of their input, which only a leaf bears: it has
+    a gradient here already.
+    """
+    normalising = [part for part in model.modules() if isinstance(part, _BatchNorm) and part.training]
+    making_leaves = [part for part in model.modules() if vars(part).get("_requires_grad") is True]
+    for part in normalising:
         part.eval()
+    for part in making_leaves:
+        vars(part)["_requires_grad"] = False
     try:
         yield
     finally:
-        for part in modules:
+        for part in normalising:
             part.train()
+        for part in making_leaves:
+            vars(part)["_requires_grad"] = True

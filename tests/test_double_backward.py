@@ -85,7 +85,10 @@ def test_layers_under_checkpoints_are_recomputed_by_the_same_kernel(
 ) -> None:
     model = classifier(architecture).train()
     plain = second_order(model, fixed=True)
-    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    # Named gradient_... in older transformers, and deprecated since.
+    name = "activation_checkpointing_enable"
+    enable = getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")
+    enable({"use_reentrant": reentrant})
     functions = [
         m._gradient_checkpointing_func for m in model.modules() if "_gradient_checkpointing_func" in vars(m)
     ]

@@ -324,3 +324,66 @@ def test_an_encoder_decoder_is_differentiated_to_its_encoders_input(tmp_path: An
     trainer = distiller(student, teacher, arguments(tmp_path, objectives=[VJP]), data)
     trainer.train()
     assert losses(trainer)[0] > 0
+
+
+def test_audio_is_differentiated_to_its_values_and_padding_contributes_nothing(tmp_path: Any) -> None:
+    from transformers import Wav2Vec2Config, Wav2Vec2ForSequenceClassification
+
+    torch.manual_seed(0)
+    convolutions = {
+        "conv_dim": (8, 8),
+        "conv_stride": (4, 2),
+        "conv_kernel": (8, 4),
+        "feat_extract_norm": "layer",
+    }
+    convolutions |= {
+        "num_conv_pos_embeddings": 4,
+        "num_conv_pos_embedding_groups": 2,
+        "num_feat_extract_layers": 2,
+    }
+    sizes = {**SIZES, "num_hidden_layers": 2, "classifier_proj_size": 8, "num_labels": 3}
+    teacher = Wav2Vec2ForSequenceClassification(
+        Wav2Vec2Config(**sizes, **convolutions, mask_time_prob=0.2, mask_time_length=2)
+    )
+    student = student_from_teacher(teacher, num_hidden_layers=1).train()
+    generator = torch.Generator().manual_seed(0)
+    lengths = [200 + 25 * row for row in range(8)]
+    data = [
+        {
+            "input_values": torch.randn(400, generator=generator),
+            "attention_mask": (torch.arange(400) < length).long(),
+            "labels": length % 3,
+        }
+        for length in lengths
+    ]
+    terms = [VJP, {**FINITE_DIFFERENCE, "epsilon": 1e-2, "key": "finite_difference"}]
+
+    def stacked(rows: list[Any]) -> dict[str, Any]:
+        return {key: torch.stack([torch.as_tensor(row[key]) for row in rows]) for key in rows[0]}
+
+    args = arguments(tmp_path, objectives=terms, per_device_train_batch_size=8, max_steps=2)
+    trainer = distiller(student, teacher, args, data)
+    trainer.data_collator = stacked
+    functions = trainer._functions(student, stacked(data), 0, 0)
+    assert not functions.input_directions()[~stacked(data)["attention_mask"].bool()].any()
+    # The masking of spans is drawn by numpy, and is the same in both forwards.
+    assert torch.equal(functions.student(functions.inputs), functions.student(functions.inputs))
+    trainer.train()
+    for key in ("loss/derivative", "loss/finite_difference"):
+        assert losses(trainer, key)[0] > 0
+    assert student.wav2vec2.feature_extractor._requires_grad
+
+
+def test_a_peft_student_learns_from_derivatives(tmp_path: Any) -> None:
+    peft = pytest.importorskip("peft")
+    teacher = teacher_of()
+    student = student_from_teacher(teacher, num_hidden_layers=1)
+    student = peft.get_peft_model(
+        student, peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"])
+    )
+    trainer = distiller(student, teacher, arguments(tmp_path, objectives=[VJP]), examples(8))
+    before = [p.detach().clone() for p in student.parameters() if p.requires_grad]
+    trainer.train()
+    after = [p for p in student.parameters() if p.requires_grad]
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert losses(trainer)[0] > 0
