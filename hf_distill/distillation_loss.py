@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from transformers.training_args import ParallelMode
 
+from hf_distill.example_terms import ExampleTermsMixin, is_active
 from hf_distill.features import FeatureNeeds, Features, Observation, observed
 from hf_distill.items import count_items, select_rows, token_weights
-from hf_distill.label_loss import LabelLossMixin, zero_with_graph
+from hf_distill.label_loss import zero_with_graph
 from hf_distill.loss_plan import LossPlan, Term
 from hf_distill.normalisation import Normalisation
 from hf_distill.objectives.base import Rows
@@ -31,7 +32,7 @@ def weighted_sum(plan: LossPlan, parts: dict[str, Any]) -> Any:
     return sum(weighted[1:], start=weighted[0]) if weighted else None
 
 
-class DistillationLossMixin(LabelLossMixin):
+class DistillationLossMixin(ExampleTermsMixin):
     """``compute_loss`` of a distillation, and the logging of its parts.
 
     Everything that is logged stays on the device until the Trainer reads its own loss.
@@ -132,10 +133,15 @@ class DistillationLossMixin(LabelLossMixin):
                 parts["label"], outputs = self.label_loss(model, inputs, num_items_in_batch)
             else:
                 outputs = self.student_outputs(model, inputs)
-        if plan.terms:
+        in_training = self._totals is not None
+        terms = [t for t in plan.terms if not in_training or is_active(t, self.state.global_step)]
+        if terms:
             signals = self.teacher_signals(inputs)
             features = self.student_features(seen, outputs, inputs)
-            for key, (total, count) in self.objective_sums(outputs, signals, inputs, features).items():
+            examples = self.next_examples(inputs) if in_training else (0, 0)
+            sums = self.example_sums(model, outputs, signals, inputs, terms, *examples)
+            sums.update(self.objective_sums(outputs, signals, inputs, terms, features))
+            for key, (total, count) in sums.items():
                 level = next(term.objective.level for term in plan.terms if term.key == key)
                 share = self._share(level, count)
                 parts[key] = total * (share if isinstance(share, float) else share.to(total.dtype))
@@ -152,7 +158,8 @@ class DistillationLossMixin(LabelLossMixin):
 
     def _matches_logits(self, parts: Mapping[str, Any]) -> bool:
         """Whether any of these parts is taken from the student's logits."""
-        inside = {term.key for term in self.plan.terms if "features" in term.objective.needs}
+        others = {"features", "input_gradient"}
+        inside = {term.key for term in self.plan.terms if others & term.objective.needs}
         return bool(set(parts) - inside)
 
     def student_outputs(self, model: nn.Module, batch: dict[str, Any]) -> Any:
@@ -164,10 +171,14 @@ class DistillationLossMixin(LabelLossMixin):
 
     def teacher_signals(self, batch: dict[str, Any]) -> TeacherSignals:
         """Ask the teacher about a batch, with the columns it accepts."""
+        return self.teacher(self.teacher_columns(batch))
+
+    def teacher_columns(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return what the teacher is given of a batch."""
         columns = self.columns.for_teacher(batch)
         if "labels" in batch:  # read by no forward: a decoder's inputs are made from them
             columns["labels"] = batch["labels"]
-        return self.teacher(columns)
+        return columns
 
     def watched_student(self) -> AbstractContextManager[Observation]:
         """Keep what active objectives need of the student's inside, in the forwards of this context."""
@@ -182,11 +193,12 @@ class DistillationLossMixin(LabelLossMixin):
         outputs: Any,
         signals: TeacherSignals,
         batch: dict[str, Any],
+        terms: Iterable[Term],
         features: Features | None = None,
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor | int]]:
-        """Return each active objective's sum over its rows and their number; none without rows."""
+        """Return each term's sum over its rows and their number; none without rows, or of the input."""
         rows = select_rows(logits_of(outputs, "student"), signals, batch, self.head)
-        return self.sums_over(rows, signals, batch, self.step_plan().terms, features)
+        return self.sums_over(rows, signals, batch, terms, features)
 
     def sums_over(
         self,
@@ -203,6 +215,8 @@ class DistillationLossMixin(LabelLossMixin):
         sums: dict[str, tuple[torch.Tensor, torch.Tensor | int]] = {}
         for term in terms:
             level = term.objective.level
+            if "input_gradient" in term.objective.needs:
+                continue  # example_sums has them
             if level == "item":
                 if items.student_logits.shape[0] > 0:
                     sums[term.key] = term.objective(items).sum(), items.student_logits.shape[0]
@@ -289,14 +303,18 @@ class DistillationLossMixin(LabelLossMixin):
         self._part_sums = {}
 
     def _active_steps(self, steps: int) -> dict[str, int]:
-        """Return in how many of the last steps each part had a weight above 0, if in any."""
-        if not self.plan.schedules:
+        """Return in how many of the last steps each part was taken, if in any."""
+        of_key = {term.key: term for term in self.plan.terms}
+        if not self.plan.schedules and not any(
+            hasattr(t.objective, "every_n_steps") for t in self.plan.terms
+        ):
             return {key: steps for key, weight in self.plan.weights.items() if highest(weight) > 0}
         counts = dict.fromkeys(self.plan.weights, 0)
         done, max_steps = self.state.global_step, self.state.max_steps
         for moment in range(done - steps, done):
             for key, weight in self.plan.weights.items():
-                counts[key] += value_at(weight, moment, max_steps) > 0
+                due = key not in of_key or is_active(of_key[key], moment)
+                counts[key] += due and value_at(weight, moment, max_steps) > 0
         return {key: count for key, count in counts.items() if count}
 
     def _scheduled_values(self, step: int) -> dict[str, float]:

@@ -211,3 +211,31 @@ def select_rows(
         teacher = teacher.select((..., slice(None, -1), slice(None)))
         labels = None if labels is None else labels[..., 1:]
     return Rows(student_logits[mask], teacher.select(mask), None if labels is None else labels[mask])
+
+
+def logits_by_example(logits: torch.Tensor, head: Head) -> torch.Tensor:
+    """Return ``(batch, positions, classes)`` logits, with one position for heads without positions.
+
+    Example:
+        >>> logits_by_example(torch.zeros(2, 3), Head("single_label")).shape
+        torch.Size([2, 1, 3])
+        >>> logits_by_example(torch.zeros(2, 5, 9), Head("single_label", positions=True, shift=True)).shape
+        torch.Size([2, 4, 9])
+    """
+    if not head.positions:
+        return logits.reshape(logits.shape[0], 1, -1)
+    return logits[..., :-1, :] if head.shift else logits
+
+
+def items_by_example(batch: dict[str, Any], head: Head, like: torch.Tensor) -> torch.Tensor:
+    """Return which of :func:`logits_by_example` are items, ``(batch, positions, 1)``, boolean.
+
+    Args:
+        batch: a prepared batch.
+        head: what the logits mean.
+        like: any tensor of as many examples, on the device of the answer.
+    """
+    mask = item_mask(batch, head)
+    if mask is None:
+        return torch.ones(like.shape[0], 1, 1, dtype=torch.bool, device=like.device)
+    return mask.unsqueeze(-1)

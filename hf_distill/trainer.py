@@ -184,6 +184,8 @@ class DistillationMixin(EvaluationMixin, ProjectionsMixin, CheckpointingMixin, P
                     f"objective {term.key!r}: expected a teacher that gives {', '.join(sorted(missing))}, received "
                     f"{self.teacher.name}, which gives {', '.join(sorted(self.teacher.provides))}."
                 )
+            if "input_gradient" in term.objective.needs:
+                self.check_differentiable(term)
         readers = [term.key for term in plan.terms if "labels" in term.objective.needs]
         data_checks.check_label_column(self.train_dataset, highest(plan.label_weight), readers)
         return plan

@@ -28,6 +28,7 @@ class _Pass:
 
     keep_teacher: bool
     key: str | None
+    batches: int = 0
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     teacher: EvalLoopContainer = field(default_factory=lambda: EvalLoopContainer(True, padding_index=-100))
     content: Any = field(default_factory=hashlib.sha256)
@@ -110,10 +111,10 @@ class EvaluationMixin(DistillationLossMixin):
                 parts, outputs = self._label_part(model, batch)
             signals = self.teacher_signals(batch)
             features = self.student_features(seen, outputs, batch)
-            parts.update(self._teacher_parts(outputs, signals, batch, features))
-        # Never None: Trainer gathers the losses, and a process whose batch only fills up has no part.
+            parts.update(self._teacher_parts(model, outputs, signals, batch, features))
+        # Never None, and of one dtype: Trainer gathers the losses, and a process whose batch only fills up has no part.
         loss = weighted_sum(self._plan_now(), parts)
-        loss = torch.zeros((), device=self.args.device) if loss is None else loss
+        loss = torch.zeros((), device=self.args.device) if loss is None else loss.float()
         if prediction_loss_only:
             return loss, None, None
         logits = logits_of(outputs, "student").detach()
@@ -167,25 +168,37 @@ class EvaluationMixin(DistillationLossMixin):
         return {"label": loss}, outputs
 
     def _teacher_parts(
-        self, outputs: Any, signals: Any, batch: dict[str, Any], features: Features | None
+        self, model: nn.Module, outputs: Any, signals: Any, batch: dict[str, Any], features: Features | None
     ) -> dict[str, torch.Tensor]:
         """Add up the objectives and the agreement over the batch's own rows."""
         rows_kept = slice(0, self._own_rows(batch))
+        # Over all rows, so that sharded models keep in step; the others are dropped from the sum.
+        plan, place = self._plan_now(), self._place_of_batch()
+        by_example = self.example_sums(
+            model, outputs, signals, batch, plan.terms, place, None, rows_kept.stop
+        )
         if rows_kept.stop == 0:
             return {}
         own, signals = slice_batch(batch, rows_kept), signals.select(rows_kept)
         rows = select_rows(logits_of(outputs, "student")[rows_kept], signals, own, self.head)
         # As the label loss, an objective that reads labels is left out where a set to predict has none.
-        plan = self._plan_now()
         terms = [t for t in plan.terms if rows.labels is not None or "labels" not in t.objective.needs]
         inside = None if features is None else features.select(rows_kept)
-        sums = self.sums_over(rows, signals, own, terms, inside)
+        sums = {**by_example, **self.sums_over(rows, signals, own, terms, inside)}
         if self._pass is not None:
             unaided = replace(rows, teacher=label_free(rows.teacher))
             agreement = agreement_sums(unaided, self.head) if rows.student_logits.shape[0] > 0 else {}
             for key, (total, number) in {**sums, **agreement}.items():
                 self._pass.add(key, total, number)
         return {key: total / number for key, (total, number) in sums.items()}
+
+    def _place_of_batch(self) -> int:
+        """Return the index of the batch's first example in the whole set over all processes."""
+        if self._pass is None:
+            return 0
+        place = self._pass.batches * self.accelerator.num_processes + self.accelerator.process_index
+        self._pass.batches += 1
+        return place * self.args.eval_batch_size
 
     def _filled_up(self) -> bool:
         """Whether this is a last batch that several processes filled up with examples seen before."""

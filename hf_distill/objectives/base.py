@@ -6,13 +6,16 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from numbers import Real
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import nn
 
 from hf_distill.features import FeatureNeeds, Features, ModelShape
 from hf_distill.teachers.signals import TeacherSignals
+
+if TYPE_CHECKING:
+    from hf_distill.input_functions import InputFunctions
 
 # Far below any log-probability, and finite, so that its gradient is 0 and not NaN.
 FAR = -1e30
@@ -36,6 +39,8 @@ class Rows:
         student_features, teacher_features: what both computed inside, for objectives that asked;
             the logits are then those of the whole batch, in no order of rows.
         projection: the objective's own trained module, from :meth:`Objective.projection`.
+        functions: both models as functions of the examples' input, for an objective of level
+            ``example`` that needs ``input_gradient``; its ``student_logits`` are whole examples'.
     """
 
     student_logits: torch.Tensor
@@ -45,6 +50,7 @@ class Rows:
     student_features: Features | None = None
     teacher_features: Features | None = None
     projection: nn.Module | None = None
+    functions: InputFunctions | None = None
 
     def features(self) -> tuple[Features, Features]:
         """Return the student's and the teacher's features, which the trainer has checked are there."""
@@ -67,8 +73,8 @@ class Objective(ABC):
     Class attributes:
         name: the objective's name, and its file's.
         level: what a row is: ``item`` (a supervised position), ``example`` or ``token``.
-        needs: what it reads of the teacher, ``log_probs``, ``logits`` or ``features``; and ``labels``, if it
-            reads those of the data, which then must have some.
+        needs: what it reads of the teacher, ``log_probs``, ``logits``, ``features`` or ``input_gradient``; and
+            ``labels``, if it reads those of the data, which then must have some.
         heads: the kinds of head it is defined for.
         batch_relational: whether a row's value depends on the other rows of the micro-batch, and so on how
             a batch is split.

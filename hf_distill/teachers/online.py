@@ -40,7 +40,7 @@ class OnlineTeacher:
         torch.Size([1, 3])
     """
 
-    provides = frozenset({"logits", "log_probs", "features"})
+    provides = frozenset({"logits", "log_probs", "features", "input_gradient"})
     # What the trainer's active objectives ask for, besides logits.
     feature_needs = FeatureNeeds()
 
@@ -67,20 +67,30 @@ class OnlineTeacher:
 
     def __call__(self, batch: dict[str, Any]) -> TeacherSignals:
         """Answer for a batch whose columns this model accepts; ``labels`` only feed a decoder."""
+        with torch.no_grad(), observed(self.model, self.feature_needs) as seen:
+            logits, outputs, inputs = self._run(batch)
+        return DenseSignals(logits, seen.features(self.model, outputs, inputs))
+
+    def raw_logits(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Return the logits of a batch in the current grad mode, for a derivative to the model's input."""
+        return self._run(batch)[0]
+
+    def _run(self, batch: dict[str, Any]) -> tuple[torch.Tensor, Any, dict[str, Any]]:
+        """Return the logits in the student's order of classes, all outputs, and what the model was given."""
         if self.model.training:
             self.model.eval()
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         add_decoder_inputs(self.model, inputs, batch.get("labels"))
         if "use_cache" in self.columns:
             inputs["use_cache"] = False
-        with torch.no_grad(), self.autocast(), observed(self.model, self.feature_needs) as seen:
+        with self.autocast():
             outputs = self.model(**inputs)
         logits = logits_of(outputs, "teacher")
         if self.label_order is not None:
             if self._order is None or self._order.device != logits.device:
                 self._order = torch.tensor(self.label_order, device=logits.device)
             logits = logits.index_select(-1, self._order)
-        return DenseSignals(logits, seen.features(self.model, outputs, inputs))
+        return logits, outputs, inputs
 
 
 def add_decoder_inputs(model: Any, inputs: dict[str, Any], labels: torch.Tensor | None) -> None:

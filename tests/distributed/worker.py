@@ -11,6 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from hf_distill import student_from_teacher
 from tests.processes import leave_together
 from tests.test_trainer import NAN, mean_loss, normalised_loss
 from tests.tiny import classifier, distiller, examples, gradient_of, one_step, perturbed
@@ -58,6 +59,19 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     },
     "vit_features": {"objectives": [{"name": "hidden_states", "distance": "cosine"}], "label_weight": 1.0},
 }  # fmt: skip
+DERIVATIVE = {"name": "derivative", "weight": 0.1}
+# Terms beside the labels and the teacher's KL, or alone, for a student cut from its teacher.
+TERMS = {
+    "bert_vjp": [DERIVATIVE],
+    "bert_tokens_vjp": [DERIVATIVE, {**DERIVATIVE, "key": "cosine", "normalized": True}],
+    "bert_finite_difference": [{**DERIVATIVE, "method": "finite_difference", "epsilon": 1e-2}],
+    "bert_vjp_checkpointed": [DERIVATIVE],
+    "bert_vjp_alone": [DERIVATIVE],  # the head's bias moves no derivative, and DDP waits for its gradient
+}
+CASES |= {
+    name: ("bert_tokens", "tokens", {}, None) if "tokens" in name else ("bert", "single_label", {}, None)
+    for name in TERMS
+}
 
 
 def share(prediction: Any) -> dict[str, float]:
@@ -74,9 +88,21 @@ def run(folder: Path, case: str, batch_size: int, accumulation: int) -> None:
     if case.endswith("unlabelled"):
         for row in (0, 2, 4, 6):  # every example of the first process
             data[row]["labels"] = -100 if head == "single_label" else [NAN] * 3
+    student = classifier(architecture, 1, 0, **options)
+    teacher = perturbed(
+        classifier(architecture, 2, 5, **options, **(WIDER if case in OBJECTIVES else {})), 0.3
+    )
+    if case in TERMS:
+        student = student_from_teacher(teacher, num_hidden_layers=1)
+        if "finite" in case:  # differences of float32 logits carry more rounding than the test allows
+            student, teacher = student.double(), teacher.double()
+        settings = {"objectives": [{"name": "forward_kl"}, *TERMS[case]]}
+        if case.endswith("alone"):
+            settings = {"objectives": TERMS[case], "label_weight": 0.0}
+        settings["gradient_checkpointing"] = case.endswith("checkpointed")
     trainer = distiller(
-        classifier(architecture, 1, 0, **options),
-        perturbed(classifier(architecture, 2, 5, **options, **(WIDER if case in OBJECTIVES else {})), 0.3),
+        student,
+        teacher,
         one_step(folder / "out", batch_size, accumulation, per_device_eval_batch_size=2, **settings),
         data,
         eval_dataset=examples(7, head, seed=3),
