@@ -10,6 +10,7 @@ import pyarrow.compute
 
 from hf_distill.compatibility import predicts_tokens
 from hf_distill.items import IGNORED, Head
+from hf_distill.schedules import Scheduled, as_plain, highest
 
 _LABEL_COLUMNS = ("labels", "label", "label_ids")
 
@@ -58,12 +59,12 @@ def check_label_names(names: Iterable[str] | None) -> None:
         )
 
 
-def check_label_column(dataset: Any, label_weight: float, readers: Sequence[str]) -> None:
+def check_label_column(dataset: Any, label_weight: Scheduled, readers: Sequence[str]) -> None:
     """Raise if the loss reads labels, and the training set shows that it has none.
 
     Args:
         dataset: the training set, or None.
-        label_weight: the weight of the label loss.
+        label_weight: the weight of the label loss, a number or a schedule.
         readers: the objectives that read labels.
 
     Raises:
@@ -75,8 +76,8 @@ def check_label_column(dataset: Any, label_weight: float, readers: Sequence[str]
     names = getattr(dataset, "column_names", None)
     if not names or set(_LABEL_COLUMNS) & set(names):
         return
-    if label_weight > 0:
-        reason = f"the label loss has the weight {label_weight}"
+    if highest(label_weight) > 0:
+        reason = f"the label loss has the weight {as_plain(label_weight)}"
         remedy = "set alpha=1 to train on the teacher alone"
     elif readers:
         reason = f"the objective {readers[0]!r} reads them"

@@ -200,7 +200,9 @@ def _with_settled_modules(model: nn.Module) -> Iterator[None]:
     feature encoders of wav2vec2's kin make no leaf of their input, which only a leaf bears: it has
     a gradient here already.
     """
-    normalising: list[nn.Module] = [part for part in model.modules() if isinstance(part, _BatchNorm) and part.training]
+    normalising: list[nn.Module] = [
+        part for part in model.modules() if isinstance(part, _BatchNorm) and part.training
+    ]
     making_leaves = [part for part in model.modules() if vars(part).get("_requires_grad") is True]
     for part in normalising:
         part.eval()

@@ -28,7 +28,6 @@ from hf_distill.normalisation import Normalisation, untouched_randomness
 from hf_distill.objectives.base import check_not_negative
 from hf_distill.projections import ProjectionsMixin
 from hf_distill.publishing import PublishingMixin
-from hf_distill.schedules import highest
 from hf_distill.students import warn_about_random_start
 from hf_distill.support import check_supported
 from hf_distill.teachers.ensemble import TeacherEnsemble
@@ -187,7 +186,7 @@ class DistillationMixin(EvaluationMixin, ProjectionsMixin, CheckpointingMixin, P
             if "input_gradient" in term.objective.needs:
                 self.check_differentiable(term)
         readers = [term.key for term in plan.terms if "labels" in term.objective.needs]
-        data_checks.check_label_column(self.train_dataset, highest(plan.label_weight), readers)
+        data_checks.check_label_column(self.train_dataset, plan.label_weight, readers)
         return plan
 
     def _prepare_features(self) -> None:
