@@ -30,7 +30,9 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     (example,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S)
     exec(example.replace("disable_tqdm=True", "disable_tqdm=True, use_cpu=True, report_to='none'"), {})
     printed = ast.literal_eval(capsys.readouterr().out.splitlines()[-1])
-    (shown,) = re.findall(r"```python\n.*?```.*?```text\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S)
+    (shown,) = re.findall(
+        r"```python\n.*?```.*?```text\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S
+    )
     assert list(printed) == list(ast.literal_eval(shown)), "the README shows another output than it prints"
 
 
