@@ -39,21 +39,41 @@ def first_on_main(state: PartialState) -> AbstractContextManager[Any]:
     return state.main_process_first()
 
 
+def _empty_tokenizer(vocabulary: dict[str, int] | None = None) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(vocab=vocabulary or {}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
+
+
+def _continuing_characters(tokenizer: Tokenizer, texts: list[str]) -> list[str]:
+    """Return WordPiece's name, ## and the character, of each that stands inside a word, sorted."""
+    found: set[str] = set()
+    for text in texts:
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text)):
+            found.update(word[1:])
+    return sorted(f"##{character}" for character in found)
+
+
 def train_tokenizer(texts: list[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
-    """Train a lower-casing WordPiece tokenizer with BERT's special tokens.
+    """Train a lower-casing WordPiece tokenizer with BERT's special tokens, the same one each time.
 
     Example:
         >>> tokenizer = train_tokenizer(["a small text", "another text"], 60)
         >>> tokenizer.decode(tokenizer("A text")["input_ids"])
         '[CLS] a text [SEP]'
     """
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    # The library numbers the pieces that go on a word in the order of a hash map, another in each run, and breaks
+    # ties between merges by number: so they are numbered here, and made ordinary again by a second tokenizer.
+    first = _empty_tokenizer()
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary_size, special_tokens=_SPECIAL, show_progress=False
+        vocab_size=vocabulary_size,
+        special_tokens=_SPECIAL + _continuing_characters(first, texts),
+        show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    first.train_from_iterator(texts, trainer)
+    tokenizer = _empty_tokenizer(first.get_vocab(with_added_tokens=False))
+    tokenizer.add_special_tokens(_SPECIAL)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,26 @@ def test_pairs_get_token_types_and_pads_have_id_0() -> None:
     assert tokenizer.decode(encoded["input_ids"]) == "[CLS] one two [SEP] three [SEP]"
     assert encoded["token_type_ids"] == [0, 0, 0, 0, 1, 1]
     assert tokenizer.pad_token_id == 0
+
+
+def test_the_same_texts_give_the_same_tokenizer_in_every_process() -> None:
+    code = (
+        "from hf_distill.jobs.own_teacher import train_tokenizer\n"
+        "texts = [f'wort{i % 7}x{i} abc{chr(97 + i % 26)}{i}é' for i in range(300)]\n"
+        "print(train_tokenizer(texts, 200).backend_tokenizer.to_str())"
+    )
+    runs = {
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for _ in range(3)
+    }
+    assert len(runs) == 1, "a library's hash map decides the vocabulary, so no run can be repeated"
+    assert b"##" in next(iter(runs))
+
+
+def test_continuing_pieces_are_no_special_tokens() -> None:
+    tokenizer = train_tokenizer(["banana band", "bandana"], 60)
+    assert set(tokenizer.all_special_ids) == {0, 1, 2, 3, 4}
+    assert "##a" not in tokenizer.tokenize("##a"), "text that looks like a piece is text"
+    assert tokenizer.decode(tokenizer("banana")["input_ids"], skip_special_tokens=True) == "banana"
 
 
 def test_word_dropout_hides_a_share_of_the_words_and_nothing_else() -> None:
