@@ -142,7 +142,7 @@ class DistillationArgumentsMixin:
 
     def __post_init__(self) -> None:
         """Make numbers floats, so that a search that starts from 0 does not cast its trials to int."""
-        for name in ("alpha", "temperature", "label_weight"):
+        for name in ("alpha", "temperature", "label_weight", "projection_learning_rate"):
             value = getattr(self, name)
             if isinstance(value, str):
                 setattr(self, name, _from_text(name, value))

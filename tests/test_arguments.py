@@ -21,6 +21,7 @@ COMMAND_LINE = {
     "temperature": ("4", 4.0),
     "objectives": (json.dumps(OBJECTIVES), json.dumps(OBJECTIVES)),
     "label_weight": ("2", 2.0),
+    "projection_learning_rate": ("1e-3", 1e-3),
     "teacher_revision": ("v1", "v1"),
     "teacher_dtype": ("bfloat16", "bfloat16"),
     "teacher_attn_implementation": ("eager", "eager"),
@@ -67,6 +68,7 @@ def test_ints_become_floats_so_that_a_trial_is_not_cast(output_dir):
     assert isinstance(args.alpha, float)
     assert isinstance(args.temperature, float)
     assert isinstance(make(output_dir, objectives=OBJECTIVES, label_weight=1).label_weight, float)
+    assert isinstance(make(output_dir, projection_learning_rate=0).projection_learning_rate, float)
 
 
 def test_a_trial_may_set_the_arguments_later(output_dir):
