@@ -95,11 +95,42 @@ def render(classes: Mapping[str, type[Objective]]) -> str:
     """Return the whole page for some objectives by name."""
     parts = [
         HEADER,
+        by_signal(classes),
         table(classes),
         SCHEDULES,
         *(section(name, cls) for name, cls in sorted(classes.items())),
     ]
     return "\n".join(parts)
+
+
+_SIGNALS = {
+    frozenset({"log_probs"}): "its probabilities, of one model or of an ensemble",
+    frozenset({"log_probs", "labels"}): "its probabilities, and a label for each example",
+    frozenset({"logits"}): "its logits (an ensemble's are the weighted mean)",
+    frozenset({"features"}): "the model itself, whose layers can be read",
+    frozenset(
+        {"input_gradient"}
+    ): "the model itself, which can be differentiated to an input that both models share",
+}
+
+
+def by_signal(classes: Mapping[str, type[Objective]]) -> str:
+    """Return the table that leads from what one has of the teacher to the objectives for it.
+
+    Raises:
+        ValueError: an objective whose needs have no words here.
+    """
+    groups: dict[frozenset[str], list[str]] = {needs: [] for needs in _SIGNALS}
+    for name, cls in sorted(classes.items()):
+        if cls.needs not in groups:
+            raise ValueError(
+                f"{name}: expected needs that _SIGNALS has words for, received {sorted(cls.needs)}."
+            )
+        groups[cls.needs].append(name)
+    lines = ["| What you have of the teacher | Objectives |", "| --- | --- |"]
+    for needs, words in _SIGNALS.items():
+        lines.append(f"| {words} | {', '.join(f'[`{name}`](#{name})' for name in groups[needs])} |")
+    return "\n".join(lines) + "\n"
 
 
 def table(classes: Mapping[str, type[Objective]]) -> str:

@@ -61,6 +61,17 @@ def test_check_notices_a_changed_docstring(generator, tmp_path, monkeypatch):
     assert generator.main(["--check"], target=page) == 1
 
 
+def test_every_objective_stands_once_beside_what_it_needs(generator):
+    found = re.findall(r"\[`(\w+)`\]", generator.by_signal(objective_classes()))
+    assert sorted(found) == sorted(objective_classes())
+
+    class NeedsMore(objective_classes()["forward_kl"]):
+        needs = frozenset({"thoughts"})
+
+    with pytest.raises(ValueError, match="thoughts"):
+        generator.by_signal({"needs_more": NeedsMore})
+
+
 @dataclass(frozen=True)
 class Undocumented(Objective):
     """Match nothing | in particular."""
