@@ -28,7 +28,6 @@ COMMAND_LINE = {
     "teacher_weights": ("confidence", "confidence"),
     "teacher_combine": ("logits", "logits"),
     "offload_teachers": ("True", True),
-    "projection_learning_rate": ("0.01", 0.01),
 }
 
 
