@@ -144,7 +144,7 @@ class DistillationArgumentsMixin:
         """Make numbers floats, so that a search that starts from 0 does not cast its trials to int."""
         for name in ("alpha", "temperature", "label_weight", "projection_learning_rate"):
             value = getattr(self, name)
-            if isinstance(value, str):
+            if isinstance(value, str) and name != "projection_learning_rate":  # which has no schedule
                 setattr(self, name, _from_text(name, value))
             elif isinstance(value, int) and not isinstance(value, bool):
                 setattr(self, name, float(value))

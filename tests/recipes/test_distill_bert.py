@@ -170,7 +170,7 @@ def run_here(monkeypatch: pytest.MonkeyPatch, capsys: Any, words: list[str]) -> 
     ("words", "message"),
     [
         (["--alhpa", "0.5"], "unknown flag --alhpa. Did you mean --alpha?"),
-        (["--alpha", "two"], "invalid float value"),
+        (["--alpha", "two"], "alpha: expected a number, or a schedule as JSON .* received 'two'"),
         (["--alpha", "1.5"], r"alpha: expected a number in \[0, 1\], received 1.5"),
         (["--alpha", "0.5", "--objectives", '[{"name": "forward_kl"}]'], "received both"),
         (["--objectives", '[{"name": "backward_kl"}]'], "unknown objective 'backward_kl'"),

@@ -122,6 +122,10 @@ def test_by_hand() -> None:
     torch.testing.assert_close(aided[0, 0], torch.tensor((0.8 * 0.8 + 0.4 * 0.4) / 1.2))
 
 
+# What an ensemble answers as one; features and derivatives are those of single members.
+OF_ANSWERS = frozenset({"logits", "log_probs", "labels"})
+
+
 @pytest.mark.parametrize("weights", [None, FIXED, "confidence", "label_loss"])
 @pytest.mark.parametrize("combine", ["probabilities", "logits"])
 def test_equal_members_are_one_teacher(weights: Any, combine: str) -> None:
@@ -132,7 +136,9 @@ def test_equal_members_are_one_teacher(weights: Any, combine: str) -> None:
     torch.testing.assert_close(signals.logits, one, rtol=1e-6, atol=1e-6)
     for temperature in (1.0, 4.0):
         torch.testing.assert_close(signals.log_probs(temperature), alone.log_probs(temperature))
-    for name, found in objective_classes().items():
+    of_answers = {name: found for name, found in objective_classes().items() if found.needs <= OF_ANSWERS}
+    assert len(of_answers) > 10
+    for name, found in of_answers.items():
         mixed, expected = (found()(Rows(student, teacher, labels)) for teacher in (signals, alone))
         torch.testing.assert_close(mixed, expected, rtol=1e-5, atol=1e-6, msg=name)
 
@@ -413,7 +419,7 @@ def test_the_activations_are_those_of_one_teacher() -> None:
     assert counts == [0, 0, 0]
     assert len(alive) == 9
     assert not any(reference() is not None for reference in alive)
-    kept = [value for member in signals.members for value in vars(member).values()]
+    kept = [value for member in signals.members for value in vars(member).values() if value is not None]
     assert [tuple(value.shape) for value in kept] == [(2, 3)] * 3
     assert not any(value.requires_grad for value in kept)
 
