@@ -97,9 +97,9 @@ objectives = [
 ]
 ```
 
-`average` takes the teachers' fixed weights, and equal ones where `teacher_weights` sets them per row. Without the setting
-several teachers are an error. Only what the followed teachers are asked for is computed and kept, and each one followed
-whose width differs from the student's has a matrix of its own.
+`average` takes the teachers' fixed weights, and equal ones where `teacher_weights` sets them per row. Without the
+setting several teachers are an error. Only what the followed teachers are asked for is computed and kept, and each one
+followed whose width differs from the student's has a matrix of its own.
 """
 
 _SECTIONS = ("Formula", "Batches", "Cost", "Shapes", "Units", "Args", "Raises", "Source", "Example")

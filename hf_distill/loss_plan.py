@@ -263,7 +263,7 @@ def _teacher(where: str, value: Any, objective: Objective) -> int | Literal["ave
             f"{value!r}. Only objectives on features or derivatives choose one; set teacher_weights instead."
         )
     if value == "average" or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
-        return value  # type: ignore[no-any-return]
+        return value
     raise ValueError(f"{where}: expected the number of a teacher, from 0, or average, received {value!r}.")
 
 
