@@ -85,6 +85,21 @@ a token with a label), `example` is an example, `token` an attended position. "N
 `features` is what both models compute inside. Where the widths differ, `hidden_states`, `patient` and `contrastive`
 train a matrix beside the student, at `projection_learning_rate`; it is saved in checkpoints and never in the student.
 `token` objectives compare the same tokens, so they need one tokenizer; encoder-decoders have no one stack of layers.
+
+Of several teachers a mixture has distributions, but no features and no input to differentiate to. Objectives that need
+`features` or `input_gradient` therefore say which teacher they follow, in a setting beside `weight` and `key`:
+
+```python
+objectives = [
+    {{"name": "forward_kl"}},  # against the mixture of all teachers
+    {{"name": "hidden_states", "teacher": 0}},  # against the first one
+    {{"name": "rkd", "teacher": "average"}},  # the mean of its values against each
+]
+```
+
+`average` takes the teachers' fixed weights, and equal ones where `teacher_weights` sets them per row. Without the
+setting several teachers are an error. Only what the followed teachers are asked for is computed and kept, and each one
+followed whose width differs from the student's has a matrix of its own.
 """
 
 _SECTIONS = ("Formula", "Batches", "Cost", "Shapes", "Units", "Args", "Raises", "Source", "Example")

@@ -29,7 +29,8 @@ class DistillationArgumentsMixin:
             Default 0.5. A schedule moves both terms.
         temperature: T, above 0. Default 2.0.
         objectives: the long form: a list of ``{name, weight, key, ...settings}``; on the command
-            line JSON or the path of a YAML file.
+            line JSON or the path of a YAML file. Over several teachers, objectives on features or
+            derivatives also need ``teacher``: the number of the one they follow, from 0, or ``"average"``.
         label_weight: weight of the label loss in the long form, at least 0. Default 1.
         projection_learning_rate: learning rate of the matrices that feature objectives train where the widths
             differ. Default: ``learning_rate``.

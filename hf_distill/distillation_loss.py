@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,13 +11,13 @@ from torch import nn
 from transformers.training_args import ParallelMode
 
 from hf_distill.example_terms import ExampleTermsMixin, is_active
-from hf_distill.features import FeatureNeeds, Features, Observation, observed
-from hf_distill.items import count_items, select_rows, token_weights
+from hf_distill.feature_terms import FeatureTermsMixin
+from hf_distill.features import Features, Observation, observed
+from hf_distill.items import count_items, select_rows
 from hf_distill.label_loss import zero_with_graph
 from hf_distill.loss_plan import LossPlan, Term
 from hf_distill.normalisation import Normalisation
-from hf_distill.objectives.base import Rows
-from hf_distill.projections import projection_of
+from hf_distill.objectives.base import OF_ONE_MODEL, Rows
 from hf_distill.schedules import highest, value_at
 from hf_distill.teachers.finite_check import FiniteCheck
 from hf_distill.teachers.online import add_decoder_inputs, logits_of
@@ -32,7 +31,7 @@ def weighted_sum(plan: LossPlan, parts: dict[str, Any]) -> Any:
     return sum(weighted[1:], start=weighted[0]) if weighted else None
 
 
-class DistillationLossMixin(ExampleTermsMixin):
+class DistillationLossMixin(ExampleTermsMixin, FeatureTermsMixin):
     """``compute_loss`` of a distillation, and the logging of its parts.
 
     Everything that is logged stays on the device until the Trainer reads its own loss.
@@ -41,8 +40,6 @@ class DistillationLossMixin(ExampleTermsMixin):
     plan: LossPlan
     _plan_of_step: tuple[LossPlan, int, int, LossPlan] | None = None
     teacher: Teacher
-    projections: nn.ModuleDict
-    _student_needs: FeatureNeeds
     _finite: FiniteCheck
     _part_sums: dict[str, torch.Tensor]
     _pending_parts: dict[str, float]
@@ -50,12 +47,6 @@ class DistillationLossMixin(ExampleTermsMixin):
     def _resolve(self) -> LossPlan:
         """Resolve the arguments into the loss of this run."""
         raise TypeError("DistillationLossMixin is one layer of DistillationMixin, which resolves the loss.")
-
-    def _prepare_features(self) -> None:
-        """Get ready for what the objectives need of both models' insides."""
-        raise TypeError(
-            "DistillationLossMixin is one layer of DistillationMixin, which prepares the features."
-        )
 
     def _student(self) -> Any:
         """Return the student without wrappers."""
@@ -158,8 +149,7 @@ class DistillationLossMixin(ExampleTermsMixin):
 
     def _matches_logits(self, parts: Mapping[str, Any]) -> bool:
         """Whether any of these parts is taken from the student's logits."""
-        others = {"features", "input_gradient"}
-        inside = {term.key for term in self.plan.terms if others & term.objective.needs}
+        inside = {term.key for term in self.plan.terms if OF_ONE_MODEL & term.objective.needs}
         return bool(set(parts) - inside)
 
     def student_outputs(self, model: nn.Module, batch: dict[str, Any]) -> Any:
@@ -221,38 +211,9 @@ class DistillationLossMixin(ExampleTermsMixin):
                 if items.student_logits.shape[0] > 0:
                     sums[term.key] = term.objective(items).sum(), items.student_logits.shape[0]
                 continue
-            rows = self._feature_rows(term, items, signals, features)
-            # Mixed precision would multiply matrices of features in 16 bits.
-            with torch.autocast(items.student_logits.device.type, enabled=False):
-                values = term.objective(rows)
-            weights = token_weights(rows.features()[0].attended, batch) if level == "token" else None
-            total = (values if weights is None else values * weights.to(values.dtype)).sum()
+            total = self.feature_sum(term, items, signals, batch, features)
             sums[term.key] = total, count_items(batch, self.head, level)
         return sums
-
-    def _feature_rows(
-        self, term: Term, items: Rows, signals: TeacherSignals, features: Features | None
-    ) -> Rows:
-        """Return the rows of an objective on features: the examples or tokens of the batch."""
-        theirs = getattr(signals, "features", None)
-        if features is None or theirs is None:
-            raise ValueError(
-                f"objective {term.key!r}: expected features of student and teacher, received none from "
-                f"{'the student' if features is None else self.teacher.name}."
-            )
-        if term.objective.level == "token" and features.attended.shape != theirs.attended.shape:
-            raise ValueError(
-                f"objective {term.key!r}: expected student and teacher to have the same positions, received "
-                f"{tuple(features.attended.shape)} and {tuple(theirs.attended.shape)} (examples, positions). Use an "
-                "objective with one vector per example, such as patient, similarity or rkd."
-            )
-        return replace(
-            items,
-            level=term.objective.level,
-            student_features=features,
-            teacher_features=theirs,
-            projection=projection_of(self.projections, term.key),
-        )
 
     @staticmethod
     def _check_shapes(rows: Rows) -> None:

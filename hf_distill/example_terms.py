@@ -16,6 +16,7 @@ from hf_distill.items import batch_size
 from hf_distill.label_loss import LabelLossMixin
 from hf_distill.loss_plan import Term
 from hf_distill.objectives.base import Rows
+from hf_distill.teachers.following import Followed, followed
 from hf_distill.teachers.online import OnlineTeacher, logits_of
 from hf_distill.teachers.signals import Teacher, TeacherSignals
 
@@ -37,7 +38,8 @@ class ExampleTermsMixin(LabelLossMixin):
 
     teacher: Teacher
     _micro_batch: int = 0
-    _space_of: Any = None
+    # The student whose input each teacher's was found to share.
+    _space_of: dict[int | None, Any]
 
     def _student(self) -> Any:
         raise TypeError("ExampleTermsMixin is one layer of DistillationMixin, which knows the student.")
@@ -59,23 +61,17 @@ class ExampleTermsMixin(LabelLossMixin):
             ValueError: a teacher without a model, spaces that are not shared, or a setting of the
                 run under which the student's forward can't be replaced or differentiated.
         """
-        if not isinstance(self.teacher, OnlineTeacher):
-            raise ValueError(
-                f"objective {term.key!r}: expected a teacher that is one model, received {self.teacher.name}. Give the "
-                "model itself as teacher."
-            )
-        student, teacher = self._student(), self.teacher.model
-        # Once per student: training moves its embeddings, and a resumed run is no other run.
-        if self._space_of is not student:
-            check_input_space(student, teacher, self.columns.own_encoding)
-            self._space_of = student
+        models = [self._student()]
+        for one in followed(self.teacher, term.teacher, term.key):
+            with one.naming():
+                models.append(self._sharing_the_input(term, one))
         if getattr(self.args, "torch_compile", False):
             raise ValueError(
                 f"objective {term.key!r}: expected a student that is not compiled, whose input can be replaced, "
                 "received torch_compile=True. Set torch_compile=False."
             )
         if getattr(term.objective, "method", None) == "finite_difference":
-            dtypes = [next(model.parameters()).dtype for model in (student, teacher)]
+            dtypes = [next(model.parameters()).dtype for model in models]
             dtypes += [torch.bfloat16] * bool(self.args.bf16) + [torch.float16] * bool(self.args.fp16)
             coarsest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
             warn_about_rounding(term.key, float(getattr(term.objective, "epsilon", 1.0)), coarsest)
@@ -86,6 +82,20 @@ class ExampleTermsMixin(LabelLossMixin):
                 "use_liger_kernel": self.args.use_liger_kernel,
             }
             check_double_backward(term.key, features)
+
+    def _sharing_the_input(self, term: Term, one: Followed) -> nn.Module:
+        """Return the model of a teacher whose input is the student's."""
+        if not isinstance(one.teacher, OnlineTeacher):
+            raise ValueError(
+                f"objective {term.key!r}: expected a teacher that is one model, received {one.teacher.name}. Give the "
+                "model itself as teacher."
+            )
+        student = self._student()
+        # Once per student: training moves its embeddings, and a resumed run is no other run.
+        if self._space_of.get(one.place) is not student:
+            check_input_space(student, one.teacher.model, one.has_own_encoding(self.columns))
+            self._space_of[one.place] = student
+        return one.teacher.model
 
     # ---- one micro-batch -----------------------------------------------------------------
 
@@ -128,24 +138,34 @@ class ExampleTermsMixin(LabelLossMixin):
         terms = [term for term in terms if "input_gradient" in term.objective.needs]
         if not terms:
             return {}
-        functions = self._functions(model, batch, first, _EVALUATION if step is None else step)
-        rows = Rows(logits_of(outputs, "student"), signals, level="example", functions=functions)
+        step = _EVALUATION if step is None else step
         count = batch_size(batch) if kept is None else kept
-        sums: dict[str, tuple[torch.Tensor, torch.Tensor | int]] = {
-            term.key: (term.objective(rows)[:count].sum(), count) for term in terms
-        }
+        sums: dict[str, tuple[torch.Tensor, torch.Tensor | int]] = {}
+        for term in terms:
+            total: torch.Tensor | None = None
+            for one in followed(self.teacher, term.teacher, term.key):
+                with one.at_work():
+                    functions = self._functions(model, batch, first, step, one)
+                    logits, theirs = logits_of(outputs, "student"), one.signals(signals)
+                    rows = Rows(logits, theirs, level="example", functions=functions)
+                    part = one.weight * term.objective(rows)[:count].sum()
+                total = part if total is None else total + part
+            assert total is not None, "weights sum to 1"
+            sums[term.key] = total, count
         return sums if count else {}
 
-    def _functions(self, model: nn.Module, batch: dict[str, Any], first: int, step: int) -> InputFunctions:
-        """Return both models as functions of a batch's input, the student through its wrappers."""
-        assert isinstance(self.teacher, OnlineTeacher)
-        teacher, seed = self.teacher, int(self.args.seed)
+    def _functions(
+        self, model: nn.Module, batch: dict[str, Any], first: int, step: int, one: Followed
+    ) -> InputFunctions:
+        """Return student and teacher as functions of a batch's input, the student through its wrappers."""
+        assert isinstance(one.teacher, OnlineTeacher)
+        teacher, seed = one.teacher, int(self.args.seed)
 
         def run_student(replaced: dict[str, Any]) -> torch.Tensor:
             return logits_of(self.student_outputs(model, replaced), "student")
 
         def run_teacher(replaced: dict[str, Any]) -> torch.Tensor:
-            return teacher.raw_logits(self.teacher_columns(replaced))
+            return teacher.raw_logits(one.columns(self.teacher_columns(replaced)))
 
         return functions_of_batch(
             batch,

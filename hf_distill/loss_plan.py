@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from hf_distill.objectives import Objective, build_objective
-from hf_distill.objectives.base import HeadKind, check_temperature
+from hf_distill.objectives.base import OF_ONE_MODEL, HeadKind, check_temperature
 from hf_distill.schedules import (
     Complement,
     Schedule,
@@ -27,7 +27,7 @@ from hf_distill.schedules import (
 DEFAULT_ALPHA = 0.5
 DEFAULT_TEMPERATURE = 2.0
 _HEAD_OBJECTIVE = {"single_label": "forward_kl", "multi_label": "binary_kl", "regression": "regression"}
-_RESERVED = {"name", "weight", "key"}
+_RESERVED = {"name", "weight", "key", "teacher"}
 # The settings of objectives that may be schedules.
 _TEMPERATURES = ("temperature", "teacher_temperature", "student_temperature")
 # Sums that evaluation keeps beside the objectives', under these names.
@@ -39,13 +39,15 @@ class Term:
     """One weighted objective of a run; ``key`` is its name in the logs.
 
     ``temperatures`` are those of its settings that are scheduled; the objective itself has them as they
-    are at the start.
+    are at the start. ``teacher`` says which of several teachers an objective on features or derivatives
+    follows, by its number from 0, or ``average``: the mean of its values against all of them.
     """
 
     objective: Objective
     weight: Scheduled
     key: str
     temperatures: tuple[tuple[str, Schedule], ...] = ()
+    teacher: int | Literal["average"] | None = None
 
     def at(self, step: int, max_steps: int) -> Term:
         """Return the term with the numbers of one step."""
@@ -53,7 +55,7 @@ class Term:
         if self.temperatures:
             values = {name: schedule.at(step, max_steps) for name, schedule in self.temperatures}
             objective = replace(objective, **values)  # type: ignore[type-var]
-        return Term(objective, value_at(self.weight, step, max_steps), self.key)
+        return Term(objective, value_at(self.weight, step, max_steps), self.key, teacher=self.teacher)
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ class LossPlan:
                     "name": term.objective.name,
                     "weight": as_plain(term.weight),
                     "key": term.key,
+                    **({} if term.teacher is None else {"teacher": term.teacher}),
                     **{
                         field.name: getattr(term.objective, field.name)
                         for field in fields(term.objective)  # type: ignore[arg-type]
@@ -153,7 +156,7 @@ def resolve_loss(args: Any, head: HeadKind) -> LossPlan:
     Raises:
         ValueError: both forms given, a number out of range, be it only at some point of a schedule,
             an unknown objective, setting or schedule, a key used twice, an objective that the head
-            has no meaning for, or nothing to train on.
+            has no meaning for, a teacher for an objective on the mixture of all, or nothing to train on.
 
     Example:
         >>> from types import SimpleNamespace
@@ -242,11 +245,26 @@ def _long_form(specifications: list[Any], head: HeadKind, label_weight: Schedule
                 f"{head}. Use {fitting!r}, or set the student's config.problem_type."
             )
         weight = _number_or_schedule(f"objectives[{position}] weight", specification.get("weight", 1.0))
+        teacher = _teacher(f"objectives[{position}] teacher", specification.get("teacher"), objective)
         if highest(weight) > 0:
-            terms.append(Term(objective, weight, key, temperatures))
+            terms.append(Term(objective, weight, key, temperatures, teacher))
     if highest(label_weight) == 0 and not terms:
         raise ValueError("nothing to train on: label_weight is 0 and no objective has a weight above 0.")
     return tuple(terms)
+
+
+def _teacher(where: str, value: Any, objective: Objective) -> int | Literal["average"] | None:
+    """Return which teacher an objective follows; how many there are is not known here."""
+    if value is None:
+        return None
+    if not objective.needs & OF_ONE_MODEL:
+        raise ValueError(
+            f"{where}: expected none for {objective.name!r}, which follows the mixture of all teachers, received "
+            f"{value!r}. Only objectives on features or derivatives choose one; set teacher_weights instead."
+        )
+    if value == "average" or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    raise ValueError(f"{where}: expected the number of a teacher, from 0, or average, received {value!r}.")
 
 
 def _read(objectives: Any) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,13 @@ from hf_distill.features import ModelShape
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
 
-    from hf_distill.loss_plan import Term
+    from hf_distill.objectives.base import Objective
 else:
     _Base = object
 
 PROJECTIONS_NAME = "hf_distill_projections.safetensors"
+# An objective's key, and the number of the teacher it follows, None where there is one.
+ProjectionKey = tuple[str, int | None]
 
 
 def to_teachers_width(student: ModelShape, teacher: ModelShape) -> nn.Module | None:
@@ -34,20 +36,29 @@ def to_teachers_width(student: ModelShape, teacher: ModelShape) -> nn.Module | N
     return nn.Linear(student.width, teacher.width, bias=False)
 
 
-def module_name(key: str) -> str:
+def module_name(key: str, teacher: int | None = None) -> str:
     """Return an objective's key as the name of a submodule, which holds no dot and is no method's name.
 
+    Args:
+        key: the objective's name in the logs.
+        teacher: the number of the teacher it follows, or None where there is one.
+
     Example:
-        >>> module_name("a.b"), module_name("keys")
-        ('key:a%2Eb', 'key:keys')
+        >>> module_name("a.b"), module_name("keys"), module_name("keys", 1)
+        ('key:a%2Eb', 'key:keys', 'teacher:1:key:keys')
     """
-    return "key:" + key.replace("%", "%25").replace(".", "%2E")
+    name = "key:" + key.replace("%", "%25").replace(".", "%2E")
+    return name if teacher is None else f"teacher:{teacher}:{name}"
 
 
-def projection_of(projections: nn.ModuleDict, key: str) -> nn.Module | None:
-    """Return the module that the objective of this key trains, if any."""
+def projection_of(projections: nn.ModuleDict, key: str, teacher: int | None = None) -> nn.Module | None:
+    """Return the module that the objective of this key trains to match a teacher, if any."""
     modules: dict[str, nn.Module] = dict(projections.items())
-    return modules.get(module_name(key))
+    return modules.get(module_name(key, teacher))
+
+
+def _keys(projections: Mapping[ProjectionKey, Any]) -> str:
+    return ", ".join(dict.fromkeys(key for key, _ in projections))
 
 
 class ProjectionsMixin(_Base):
@@ -59,25 +70,28 @@ class ProjectionsMixin(_Base):
 
     projections: nn.ModuleDict
     # What each projection was made for: its objective, the models' sizes, and the student itself.
-    _projected: dict[str, Any]
+    _projected: dict[ProjectionKey, Any]
     _projected_student: nn.Module | None = None
 
     def make_projections(
-        self, terms: Iterable[Term], student: nn.Module, shapes: tuple[ModelShape, ModelShape]
+        self, wanted: Mapping[ProjectionKey, tuple[Objective, ModelShape, ModelShape]], student: nn.Module
     ) -> None:
-        """Make what some terms train, drawn from the seed.
+        """Make what some objectives train, drawn from the seed: one module for each teacher they follow.
 
         A projection stays as it is while its objective, the sizes and the student do: a second ``train()`` goes
         on with it, and a new student, of ``model_init`` or a trial, gets a new one.
+
+        Args:
+            wanted: the objectives, and the sizes of student and teacher.
+            student: the student without wrappers.
 
         Raises:
             ValueError: a projection under FSDP or DeepSpeed.
         """
         before = self._projected if student is self._projected_student else {}
-        wanted = {term.key: (term.objective, *shapes) for term in terms}
         dtype = torch.promote_types(next(student.parameters()).dtype, torch.float32)
         modules = {
-            key: projection_of(self.projections, key)
+            key: projection_of(self.projections, *key)
             if before.get(key) == made_for
             else self._new_projection(made_for, dtype)
             for key, made_for in wanted.items()
@@ -86,10 +100,10 @@ class ProjectionsMixin(_Base):
         if trained and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(
                 f"objectives: expected no trained projection under FSDP or DeepSpeed, which own the optimizer's "
-                f"parameters, received one for {', '.join(trained)}. Use DDP, or a student of the teacher's width."
+                f"parameters, received one for {_keys(trained)}. Use DDP, or a student of the teacher's width."
             )
-        self._projected, self._projected_student = wanted, student
-        self.projections = nn.ModuleDict({module_name(key): module for key, module in trained.items()})
+        self._projected, self._projected_student = dict(wanted), student
+        self.projections = nn.ModuleDict({module_name(*key): module for key, module in trained.items()})
 
     def _new_projection(self, made_for: Any, dtype: torch.dtype) -> nn.Module | None:
         objective, *shapes = made_for
@@ -108,7 +122,7 @@ class ProjectionsMixin(_Base):
             if self.lr_scheduler is not None:
                 raise ValueError(
                     f"optimizers: expected an optimizer without a scheduler, which was made before the group of the "
-                    f"projections of {', '.join(self._projected)}, received both. Give the optimizer alone."
+                    f"projections of {_keys(self._projected)}, received both. Give the optimizer alone."
                 )
             rate = getattr(self.args, "projection_learning_rate", None)
             optimizer.add_param_group(

@@ -20,18 +20,19 @@ from hf_distill.columns import (
     accepted_columns,
 )
 from hf_distill.evaluation.loop import EvaluationMixin
-from hf_distill.features import FeatureNeeds, shape_of
+from hf_distill.features import FeatureNeeds
 from hf_distill.items import head_of
 from hf_distill.launch import check_launch
 from hf_distill.loss_plan import DEFAULT_ALPHA, DEFAULT_TEMPERATURE, LossPlan, Term, resolve_loss
 from hf_distill.normalisation import Normalisation, untouched_randomness
-from hf_distill.objectives.base import check_not_negative
-from hf_distill.projections import ProjectionsMixin
+from hf_distill.objectives.base import OF_ONE_MODEL
+from hf_distill.projections import ProjectionKey
 from hf_distill.publishing import PublishingMixin
 from hf_distill.students import warn_about_random_start
 from hf_distill.support import check_supported
 from hf_distill.teachers.ensemble import TeacherEnsemble
 from hf_distill.teachers.finite_check import FiniteCheck
+from hf_distill.teachers.following import Followed, followed
 from hf_distill.teachers.online import OnlineTeacher
 from hf_distill.teachers.preparation import (
     TeacherLike,
@@ -48,7 +49,7 @@ from hf_distill.teachers.signals import Teacher
 _FROM_THE_DATA = frozenset({"labels"})
 
 
-class DistillationMixin(EvaluationMixin, ProjectionsMixin, CheckpointingMixin, PublishingMixin):
+class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
     """Distillation over any ``Trainer``; :class:`DistillationTrainer` documents the arguments."""
 
     def __init__(
@@ -79,7 +80,8 @@ class DistillationMixin(EvaluationMixin, ProjectionsMixin, CheckpointingMixin, P
         self._finite = FiniteCheck()
         self._student_needs = FeatureNeeds()
         self.projections = nn.ModuleDict()
-        self._projected: dict[str, Any] = {}
+        self._projected: dict[ProjectionKey, Any] = {}
+        self._space_of: dict[int | None, Any] = {}
         super().__init__(model, args, *trainer_args, **trainer_kwargs)
         if isinstance(teacher_processing_class, (list, tuple)) and len(teacher_processing_class) == 1:
             teacher_processing_class = teacher_processing_class[0]
@@ -177,54 +179,25 @@ class DistillationMixin(EvaluationMixin, ProjectionsMixin, CheckpointingMixin, P
         plan = resolve_loss(self.args, self.head.kind)
         check_settings(self.teacher, self.args)  # which a trial may have set
         for term in plan.terms:
-            missing = term.objective.needs - self.teacher.provides - _FROM_THE_DATA
-            if missing:
-                raise ValueError(
-                    f"objective {term.key!r}: expected a teacher that gives {', '.join(sorted(missing))}, received "
-                    f"{self.teacher.name}, which gives {', '.join(sorted(self.teacher.provides))}."
-                )
+            self._check_given(term)
             if "input_gradient" in term.objective.needs:
                 self.check_differentiable(term)
         readers = [term.key for term in plan.terms if "labels" in term.objective.needs]
         data_checks.check_label_column(self.train_dataset, plan.label_weight, readers)
         return plan
 
-    def _prepare_features(self) -> None:
-        """Find out what the objectives need of both models' insides, and make the projections they train."""
-        rate = getattr(self.args, "projection_learning_rate", None)
-        check_not_negative("projection_learning_rate", 0.0 if rate is None else rate, "arguments")
-        self._student_needs, teacher_needs = FeatureNeeds(), FeatureNeeds()
-        wanted = [term for term in self.plan.terms if "features" in term.objective.needs]
-        if wanted:
-            shapes = shape_of(self._student(), "student"), shape_of(self._observable_teacher(), "teacher")
-            for term in wanted:
-                self._check_positions(term)
-                own, other = term.objective.feature_needs(*shapes)
-                self._student_needs, teacher_needs = self._student_needs | own, teacher_needs | other
-            self.make_projections(wanted, self._student(), shapes)
-        else:
-            self.projections, self._projected = nn.ModuleDict(), {}
-        if hasattr(self.teacher, "feature_needs"):
-            self.teacher.feature_needs = teacher_needs
-
-    def _observable_teacher(self) -> Any:
-        """Return the model of a teacher that says it gives features."""
-        teacher: Any = self.teacher
-        if not (hasattr(teacher, "model") and hasattr(teacher, "feature_needs")):
-            raise ValueError(
-                f"teacher: expected one that gives features to have a model, for its sizes, and feature_needs, which "
-                f"the trainer sets, received {teacher.name}. Derive it from hf_distill.teachers.online.OnlineTeacher."
-            )
-        return teacher.model
-
-    def _check_positions(self, term: Term) -> None:
-        """Raise for an objective that compares positions of two encodings."""
-        if term.objective.level == "token" and self.columns.own_encoding:
-            raise ValueError(
-                f"objective {term.key!r}: expected student and teacher to read the same tokens, received "
-                "teacher_processing_class. Use an objective with one vector per example, such as patient, "
-                "similarity or rkd."
-            )
+    def _check_given(self, term: Term) -> None:
+        """Raise where a teacher does not give what an objective needs, or it is not said which teacher is to."""
+        inside = term.objective.needs & OF_ONE_MODEL
+        asked = followed(self.teacher, term.teacher, term.key) if inside else (Followed(self.teacher),)
+        for one in asked:
+            missing = term.objective.needs - one.teacher.provides - _FROM_THE_DATA
+            if missing:
+                with one.naming():
+                    raise ValueError(
+                        f"objective {term.key!r}: expected a teacher that gives {', '.join(sorted(missing))}, "
+                        f"received {one.teacher.name}, which gives {', '.join(sorted(one.teacher.provides))}."
+                    )
 
     def distillation_settings(self) -> dict[str, Any]:
         """Return the loss of this run as plain values: the short form if it was given, and all weights."""

@@ -10,6 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from hf_distill import student_from_teacher
 from hf_distill.input_space import check_input_space, embedding_layer
+from hf_distill.teachers.following import Followed
 from hf_distill.teachers.signals import DenseSignals
 from tests.tiny import (
     SIZES,
@@ -364,7 +365,7 @@ def test_audio_is_differentiated_to_its_values_and_padding_contributes_nothing(t
     args = arguments(tmp_path, objectives=terms, per_device_train_batch_size=8, max_steps=2)
     trainer = distiller(student, teacher, args, data)
     trainer.data_collator = stacked
-    functions = trainer._functions(student, stacked(data), 0, 0)
+    functions = trainer._functions(student, stacked(data), 0, 0, Followed(trainer.teacher))
     assert not functions.input_directions()[~stacked(data)["attention_mask"].bool()].any()
     # The masking of spans is drawn by numpy, and is the same in both forwards.
     assert torch.equal(functions.student(functions.inputs), functions.student(functions.inputs))

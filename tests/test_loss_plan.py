@@ -150,6 +150,30 @@ def test_a_dotted_path_is_logged_under_the_objectives_name(monkeypatch):
     assert term == Term(MyLoss(), 3.0, "my_loss")
 
 
+@pytest.mark.parametrize("teacher", [0, 3, "average"])
+def test_the_teacher_that_is_followed_is_the_terms(teacher):
+    entry = {"name": "hidden_states", "teacher": teacher, "weight": RISING}
+    plan = resolve(objectives=[entry, {"name": "derivative", "key": "slopes"}])
+    assert [term.teacher for term in plan.terms] == [teacher, None]
+    assert plan.at(1, max_steps=4).terms[0].teacher == teacher
+    told, untold = plan.describe()["objectives"]
+    assert told["teacher"] == teacher
+    assert "teacher" not in untold
+
+
+@pytest.mark.parametrize("teacher", [-1, True, 1.0, "mean", "0", [0, 1]])
+def test_a_teacher_that_is_no_number_nor_the_average(teacher):
+    with pytest.raises(
+        ValueError, match=r"objectives\[0\] teacher: expected the number of a teacher, from 0, or"
+    ):
+        resolve(objectives=[{"name": "rkd", "teacher": teacher}])
+
+
+def test_objectives_on_the_mixture_follow_no_single_teacher():
+    with pytest.raises(ValueError, match=r"objectives\[0\] teacher: expected none for 'forward_kl'"):
+        resolve(objectives=[{"name": "forward_kl", "teacher": 0}])
+
+
 def test_settings_reach_the_objective():
     entry = {"name": "jensen_shannon", "teacher_weight": 0.3, "temperature": 3}
     assert resolve(objectives=[entry]).terms[0].objective == JensenShannon(3, 0.3)

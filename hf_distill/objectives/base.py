@@ -22,6 +22,8 @@ FAR = -1e30
 
 HeadKind = Literal["single_label", "multi_label", "regression"]
 Level = Literal["item", "example", "token"]
+# What one model has inside, and a mixture of several has not: an objective that needs it follows a teacher.
+OF_ONE_MODEL = frozenset({"features", "input_gradient"})
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ class MixtureSignals:
     Shapes: members with ``(..., classes)``; a weight is a number, or ``(..., 1)`` with one per row.
 
     Args:
-        members: each teacher's own signals: of a model they hold its logits and nothing else.
+        members: each teacher's own signals: of a model they hold its logits, its features where an
+            objective follows it, and nothing else.
         weights: one per member, at least 0, of sum 1 in each row.
         combine: what is averaged, ``probabilities`` or ``logits``.
         weights_from_labels: whether the weights know the labels.
@@ -130,6 +131,7 @@ class TeacherEnsemble:
     the trainer checks and prepares each as it does a single one. Losses are taken against the
     mixture, and so are agreement, the teacher's metric and retention. On multi-label and regression
     heads, whose objectives are on raw logits, both ways to combine are the weighted mean of logits.
+    A mixture has no features and no input, so objectives on those say which ``teacher`` they follow.
 
     Formula: ``p(T) = sum_k w_k softmax(z_k / T)``, or the softmax of ``(sum_k w_k z_k) / T``, which
     is sharper. Weights sum to 1: numbers are divided by their sum, those per row are
@@ -228,6 +230,12 @@ class TeacherEnsemble:
             for column in (member.columns - LABEL_COLUMNS if prefix else member.columns)
         )
 
+    @property
+    def fixed_weights(self) -> tuple[float, ...]:
+        """The weights that are numbers; equal ones where weights are set per row."""
+        equal = (1 / len(self.members),) * len(self.members)
+        return self.weights if isinstance(self.weights, tuple) else equal
+
     def describe(self) -> dict[str, Any]:
         """Return the settings as plain values, for the model card and the results file."""
         weights = list(self.weights) if isinstance(self.weights, tuple) else self.weights
@@ -237,18 +245,22 @@ class TeacherEnsemble:
         """Answer for a batch: each member sees its own columns of it; labels only set weights."""
         labels = batch.get("labels")
         answers: list[TeacherSignals] = []
-        for member, prefix in zip(self.members, self.prefixes, strict=True):
+        for index, member in enumerate(self.members):
             if not isinstance(member, Teacher):
                 raise ValueError(
                     f"teachers: expected teachers that answer a batch, received {type(member).__name__}. Give the "
                     "ensemble to a DistillationTrainer, or wrap models in hf_distill.teachers.online.OnlineTeacher."
                 )
-            columns = columns_for(batch, member.columns, prefix)
-            if labels is not None:  # read by no forward: a decoder's inputs are made from them
-                columns["labels"] = labels
-            with self._at_work(member):
-                answers.append(member(columns))
+            with self.at_work(member):
+                answers.append(member(self.columns_of(index, batch)))
         return self._mix(tuple(answers), labels)
+
+    def columns_of(self, index: int, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return what one member is given of a batch: its own columns, without their prefix."""
+        columns = columns_for(batch, self.members[index].columns, self.prefixes[index])
+        if batch.get("labels") is not None:  # read by no forward: a decoder's inputs are made from them
+            columns["labels"] = batch["labels"]
+        return columns
 
     def _mix(self, answers: tuple[TeacherSignals, ...], labels: torch.Tensor | None) -> MixtureSignals:
         per_row: torch.Tensor | None = None
@@ -258,13 +270,11 @@ class TeacherEnsemble:
             per_row = label_loss_weights(answers, labels, self.head)
         if per_row is not None:
             return MixtureSignals(answers, per_row.unbind(0), self.combine, self.weights == "label_loss")
-        equal = (1 / len(answers),) * len(answers)
-        fixed = self.weights if isinstance(self.weights, tuple) else equal
-        return MixtureSignals(answers, fixed, self.combine)
+        return MixtureSignals(answers, self.fixed_weights, self.combine)
 
     @contextmanager
-    def _at_work(self, member: Any) -> Iterator[None]:
-        """Bring a member's weights to the device, and take them away when it has answered."""
+    def at_work(self, member: Any) -> Iterator[None]:
+        """Bring a member's weights to the device, and take them away when it has done its work."""
         moves = (
             self.offload and self.device is not None and self.device.type != "cpu" and hasattr(member, "to")
         )

@@ -86,6 +86,18 @@ def retemperable_logits(signals: TeacherSignals) -> torch.Tensor | None:
     return signals.logits if getattr(signals, "retemperable", True) else None
 
 
+def member_signals(signals: TeacherSignals) -> tuple[TeacherSignals, ...]:
+    """Return the signals of each teacher behind them: of one, or of a mixture's members.
+
+    Example:
+        >>> signals = DenseSignals(torch.tensor([[2.0, 0.0]]))
+        >>> member_signals(signals)[0] is signals
+        True
+    """
+    members: tuple[TeacherSignals, ...] = getattr(signals, "members", (signals,))
+    return members
+
+
 def member_logits(signals: TeacherSignals) -> list[torch.Tensor | None]:
     """Return the raw logits of each teacher behind the signals: of one, or of a mixture's members.
 
@@ -93,7 +105,7 @@ def member_logits(signals: TeacherSignals) -> list[torch.Tensor | None]:
         >>> member_logits(DenseSignals(torch.tensor([[2.0, 0.0]])))
         [tensor([[2., 0.]])]
     """
-    return [member.logits for member in getattr(signals, "members", (signals,))]
+    return [member.logits for member in member_signals(signals)]
 
 
 def label_free(signals: TeacherSignals) -> TeacherSignals:

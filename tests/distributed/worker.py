@@ -72,6 +72,14 @@ CASES |= {
     name: ("bert_tokens", "tokens", {}, None) if "tokens" in name else ("bert", "single_label", {}, None)
     for name in TERMS
 }
+# Several teachers: a wide one, and the one that the student is cut from.
+FOLLOWING = "bert_following"
+CASES[FOLLOWING] = ("bert", "single_label", {}, None)
+FOLLOWED = [
+    {"name": "forward_kl"},
+    {"name": "hidden_states", "teacher": "average"},
+    {**DERIVATIVE, "teacher": 1},
+]
 
 
 def share(prediction: Any) -> dict[str, float]:
@@ -100,6 +108,10 @@ def run(folder: Path, case: str, batch_size: int, accumulation: int) -> None:
         if case.endswith("alone"):
             settings = {"objectives": TERMS[case], "label_weight": 0.0}
         settings["gradient_checkpointing"] = case.endswith("checkpointed")
+    if case == FOLLOWING:
+        student = student_from_teacher(teacher, num_hidden_layers=1)
+        teacher = [perturbed(classifier(architecture, 2, 6, **WIDER), 0.3), teacher]
+        settings = {"objectives": FOLLOWED, "teacher_weights": [1, 3]}
     trainer = distiller(
         student,
         teacher,
