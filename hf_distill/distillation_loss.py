@@ -22,6 +22,7 @@ from hf_distill.schedules import highest, value_at
 from hf_distill.teachers.finite_check import FiniteCheck
 from hf_distill.teachers.online import add_decoder_inputs, logits_of
 from hf_distill.teachers.signals import Teacher, TeacherSignals, member_logits
+from hf_distill.teachers.softness import SoftnessMeter
 
 
 def weighted_sum(plan: LossPlan, parts: dict[str, Any]) -> Any:
@@ -41,6 +42,7 @@ class DistillationLossMixin(ExampleTermsMixin, FeatureTermsMixin):
     _plan_of_step: tuple[LossPlan, int, int, LossPlan] | None = None
     teacher: Teacher
     _finite: FiniteCheck
+    _softness: SoftnessMeter | None = None
     _part_sums: dict[str, torch.Tensor]
     _pending_parts: dict[str, float]
 
@@ -66,10 +68,11 @@ class DistillationLossMixin(ExampleTermsMixin, FeatureTermsMixin):
         self._prepare_features()
         self._normalisation, self._totals = Normalisation.UNKNOWN, None
         self._part_sums, self._pending_parts = {}, {}
+        self._softness = SoftnessMeter(self.head.kind) if self.is_world_process_zero() else None
         try:
             return super()._inner_training_loop(*args, **kwargs)
         finally:
-            self._totals = None
+            self._totals = self._softness = None
 
     def _let_training_wrap_the_model(self) -> None:
         """Undo what an evaluation before training did to the model, so that DDP gets to wrap it.
@@ -188,7 +191,11 @@ class DistillationLossMixin(ExampleTermsMixin, FeatureTermsMixin):
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor | int]]:
         """Return each term's sum over its rows and their number; none without rows, or of the input."""
         rows = select_rows(logits_of(outputs, "student"), signals, batch, self.head)
-        return self.sums_over(rows, signals, batch, terms, features)
+        terms = list(terms)
+        sums = self.sums_over(rows, signals, batch, terms, features)
+        if self._softness is not None:
+            self._softness.see(rows, terms)
+        return sums
 
     def sums_over(
         self,
@@ -236,6 +243,8 @@ class DistillationLossMixin(ExampleTermsMixin, FeatureTermsMixin):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Read the parts and the flag of bad logits where the Trainer reads the loss anyway."""
+        if self._softness is not None and self._softness.complete:
+            self._report_softness()
         if self.control.should_log and self.state.global_step > self._globalstep_last_logged:
             self._collect_parts(self.state.global_step - self._globalstep_last_logged)
         super()._maybe_log_save_evaluate(*args, **kwargs)
@@ -295,7 +304,14 @@ class DistillationLossMixin(ExampleTermsMixin, FeatureTermsMixin):
         names = [member.name for member in getattr(self.teacher, "members", ())]
         self._finite.raise_if_bad(states.reshape(-1, 5).tolist(), names)
 
+    def _report_softness(self) -> None:
+        """Say once how soft the teacher is: after the first batches, or at the end of a shorter training."""
+        if self._softness is not None:
+            self._softness.report()
+        self._softness = None
+
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         """Look at the flag of bad logits once more before the run counts as done."""
         self._raise_on_bad_teacher()
+        self._report_softness()
         return super()._finalize_training(*args, **kwargs)

@@ -1,0 +1,308 @@
+"""When distillation helps: one factor at a time around a base setting, each beside the student alone.
+
+    python -m benchmarks.when_it_helps --data builtin
+    python -m benchmarks.when_it_helps --data banking77
+    python -m benchmarks.when_it_helps --data builtin --plot      # the tables, and docs/images/when_it_helps_*.svg
+
+Each result is appended to runs/when_it_helps/<data>.jsonl as soon as it is there, and what is there is not run again:
+stop it at any time, start it again, or start one process for each seed. Everything is measured on validation texts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from datasets import Dataset, DatasetDict, concatenate_datasets
+from transformers import (
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from benchmarks.augmentation import AUGMENTATIONS, augmented
+from hf_distill import DistillationTrainer, DistillationTrainingArguments
+from hf_distill.evaluation.metrics import classification_metrics
+from hf_distill.jobs.command_line import bf16_is_fast, has_accelerator
+from hf_distill.jobs.own_teacher import WordDropout, train_tokenizer
+from hf_distill.jobs.text_data import TextDataArguments, encode, load_texts, with_unlabelled
+from hf_distill.jobs.text_models import new_bert
+
+LENGTH, BATCH, LEARNING_RATE, VOCABULARY = 64, 32, 5e-4, 8000
+COPIES = 2  # of each text in an augmentation: with the original three times as many texts, as with all unlabelled ones
+BANKING77 = Path("../shared/data/banking77")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One training of a student.
+
+    Args:
+        stop: epochs after which the teacher was stopped; 0 for a student alone.
+        word_dropout: share of words hidden from the teacher in its training.
+        temperature: T.
+        alpha: weight of the teacher's term; 0 for a student alone.
+        epochs: the student's budget, in epochs of the labelled texts.
+        unlabelled: other texts, without labels and unknown to the teacher.
+        augmentation: how ``COPIES`` texts without labels are made of each labelled one.
+    """
+
+    stop: int
+    word_dropout: float
+    temperature: float
+    alpha: float
+    epochs: int
+    unlabelled: int = 0
+    augmentation: str = "none"
+
+    @property
+    def alone(self) -> Setting:
+        """The student of this budget on its own: the labelled texts alone serve it."""
+        return Setting(0, 0.0, 1.0, 0.0, self.epochs)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Texts and sizes, and the base setting that one factor at a time departs from."""
+
+    texts: TextDataArguments
+    base: Setting
+    stops: tuple[int, ...]
+    budgets: tuple[int, ...]
+    labelled: int = 3000
+    unlabelled: tuple[int, ...] = (3000, 6000)
+    teacher_width: int = 256
+    student_width: int = 128
+
+    def factors(self) -> dict[str, list[tuple[Any, Setting]]]:
+        """Return each factor's points: the value on the axis, and the setting."""
+        base = self.base
+        plain = replace(base, word_dropout=0.0)
+        return {
+            "stopping point, teacher without word dropout": [(s, replace(plain, stop=s)) for s in self.stops],
+            "stopping point": [(stop, replace(base, stop=stop)) for stop in self.stops],
+            "temperature": [(t, replace(base, temperature=t)) for t in (1.0, 2.0, 4.0, 8.0)],
+            "alpha": [(alpha, replace(base, alpha=alpha)) for alpha in (0.5, 0.7, 1.0)],
+            "budget": [(epochs, replace(base, epochs=epochs)) for epochs in self.budgets],
+            "unlabelled texts": [(n, replace(base, unlabelled=n)) for n in (0, *self.unlabelled)],
+            "augmentation": [(n, replace(base, augmentation=n)) for n in ("none", *AUGMENTATIONS)],
+        }
+
+
+TASKS = {
+    "builtin": Task(
+        TextDataArguments(),
+        Setting(stop=8, word_dropout=0.5, temperature=4.0, alpha=0.7, epochs=5),
+        stops=(2, 4, 8, 12),
+        budgets=(2, 5, 10),
+    ),
+    "banking77": Task(
+        TextDataArguments(train_file=str(BANKING77 / "train.csv"), label_column="category"),
+        Setting(stop=12, word_dropout=0.2, temperature=4.0, alpha=0.7, epochs=10),
+        stops=(4, 8, 12, 20),
+        budgets=(5, 10, 20),
+    ),
+}
+
+
+def tiny(task: Task) -> Task:
+    """Return the task in a size whose numbers mean nothing, for a test of the way."""
+    base = replace(task.base, stop=1, epochs=1)
+    sizes = {"labelled": 64, "unlabelled": (64,), "teacher_width": 32, "student_width": 32}
+    return replace(task, base=base, stops=(1, 2), budgets=(1, 2), **sizes)
+
+
+class SaveAt(TrainerCallback):
+    """Saves the model after some epochs."""
+
+    def __init__(self, folders: dict[int, Path]) -> None:
+        self.folders = folders
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        folder = self.folders.get(round(state.epoch))
+        if folder is not None:
+            unfinished = folder.with_name(f"_{folder.name}-{os.getpid()}")
+            kwargs["model"].save_pretrained(unfinished)
+            shutil.rmtree(folder, ignore_errors=True)
+            unfinished.rename(folder)
+
+
+class SoftnessTrainer(DistillationTrainer):
+    """Keeps how soft its teacher was."""
+
+    softness: Any = None
+
+    def _report_softness(self) -> None:
+        if self._softness is not None:
+            self.softness = self._softness.result()
+        super()._report_softness()
+
+
+class Measurement:
+    """The texts of a task, and the training of its teachers and students."""
+
+    def __init__(self, task: Task, folder: Path) -> None:
+        self.task, self.folder = task, folder
+        self.splits: DatasetDict = load_texts(task.texts)
+        most = max(task.unlabelled)
+        train = self.splits["train"].shuffle(seed=0)
+        if len(train) < task.labelled + most:
+            raise SystemExit(f"expected {task.labelled + most} training texts, found {len(train)}.")
+        self.labelled = train.select(range(task.labelled))
+        self.unlabelled = train.select(range(task.labelled, task.labelled + most)).remove_columns("label")
+        self.tokenizer = train_tokenizer(self.labelled["text"][:], VOCABULARY)
+        self.train = self._encode(self.labelled)
+        self.validation = self._encode(self.splits["validation"])
+        self.metrics = classification_metrics()
+
+    def _encode(self, rows: Dataset) -> Dataset:
+        return encode(rows, self.tokenizer, LENGTH)
+
+    def _arguments(self, **options: Any) -> dict[str, Any]:
+        return {
+            "output_dir": str(self.folder / f"trainer-{os.getpid()}"),
+            "per_device_train_batch_size": BATCH,
+            "per_device_eval_batch_size": 128,
+            "learning_rate": LEARNING_RATE,
+            "weight_decay": 0.01,
+            "train_sampling_strategy": "group_by_length",
+            "bf16": bf16_is_fast(),
+            "use_cpu": not has_accelerator(),
+            "save_strategy": "no",
+            "logging_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            **options,
+        }
+
+    def teacher(self, seed: int, word_dropout: float, stop: int) -> Any:
+        """Return a teacher as it was after some epochs; one training, of a constant rate, serves all stops."""
+        name = f"teacher_{self.task.teacher_width}_seed_{seed}_dropout_{word_dropout}"
+        folders = {s: self.folder / name / f"epoch_{s}" for s in self.task.stops}
+        if not all(folder.is_dir() for folder in folders.values()):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+            set_seed(seed)
+            options = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0.06, "seed": seed}
+            Trainer(
+                new_bert(2, self.task.teacher_width, self.splits, self.tokenizer, LENGTH),
+                TrainingArguments(**self._arguments(num_train_epochs=max(self.task.stops), **options)),
+                train_dataset=self.train,
+                data_collator=WordDropout(self.tokenizer, word_dropout),
+                callbacks=[SaveAt(folders)],
+            ).train()
+        return AutoModelForSequenceClassification.from_pretrained(folders[stop])
+
+    def texts_for(self, setting: Setting, seed: int) -> Dataset:
+        """Return the student's training texts: the labelled ones, and perhaps others for the teacher to label."""
+        others = []
+        if setting.unlabelled:
+            others.append(self._encode(self.unlabelled.select(range(setting.unlabelled))))
+        if setting.augmentation != "none":
+            texts = self.labelled["text"][:]
+            made = augmented(texts, setting.augmentation, COPIES, seed, self.tokenizer.mask_token)
+            others.append(self._encode(Dataset.from_dict({"text": made})))
+        return with_unlabelled(self.train, concatenate_datasets(others)) if others else self.train
+
+    def student(self, setting: Setting, seed: int) -> dict[str, Any]:
+        """Train a student, and return what it is on the validation texts."""
+        start = time.perf_counter()
+        # A student alone is measured against the base teacher, which it never sees.
+        taught_by = setting if setting.stop else self.task.base
+        teacher = self.teacher(seed, taught_by.word_dropout, taught_by.stop)
+        set_seed(seed)  # all students of a seed start from the same weights
+        student = new_bert(2, self.task.student_width, self.splits, self.tokenizer, LENGTH)
+        steps = setting.epochs * -(-self.task.labelled // BATCH)  # the same for all texts
+        options = {"alpha": setting.alpha, "temperature": setting.temperature, "warmup_steps": 0.06}
+        with warnings.catch_warnings():  # of students from random weights, and of what is measured here
+            warnings.simplefilter("ignore", UserWarning)
+            trainer = SoftnessTrainer(
+                student,
+                teacher,
+                DistillationTrainingArguments(**self._arguments(max_steps=steps, seed=seed, **options)),
+                data_collator=DataCollatorWithPadding(self.tokenizer),
+                train_dataset=self.texts_for(setting, seed),
+                eval_dataset=self.validation,
+                compute_metrics=self.metrics,
+            )
+            trainer.train()
+        metrics = trainer.evaluate()
+        kept = {name: metrics[f"eval_{name}"] for name in ("accuracy", "teacher_accuracy", "agreement")}
+        soft = trainer.softness
+        if soft is not None:
+            kept |= {name: getattr(soft, name) for name in ("entropy", "near_one_hot", "repeats")}
+        return {**kept, "steps": steps, "seconds": round(time.perf_counter() - start, 1)}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return the results so far."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def settings_of(task: Task) -> Iterator[Setting]:
+    """Yield each setting once, students alone first."""
+    points = [setting for of_factor in task.factors().values() for _, setting in of_factor]
+    yield from dict.fromkeys([*(point.alone for point in points), *points])
+
+
+def measure(task: Task, folder: Path, path: Path, seeds: list[int]) -> None:
+    """Run what is not there yet, and append each result to the file."""
+    measurement = Measurement(task, folder)
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    for seed in seeds:
+        for setting in settings_of(task):
+            key = {"seed": seed, "setting": asdict(setting)}
+            if any(all(row[name] == value for name, value in key.items()) for row in read(path)):
+                continue
+            row = {
+                **key,
+                **measurement.student(setting, seed),
+                **versions,
+                "threads": torch.get_num_threads(),
+            }
+            with path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(
+                f"seed {seed}, {100 * row['accuracy']:.1f} %, {row['seconds']:.0f} s: {setting}", flush=True
+            )
+    shutil.rmtree(folder / f"trainer-{os.getpid()}", ignore_errors=True)
+
+
+def main(words: list[str] | None = None) -> None:
+    """Measure, or draw what was measured."""
+    parser = argparse.ArgumentParser(description="Measures when distillation helps.")
+    parser.add_argument("--data", choices=sorted(TASKS), default="builtin")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output", type=Path, default=Path("runs/when_it_helps"))
+    parser.add_argument("--tiny", action="store_true", help="a test of the way, whose numbers mean nothing")
+    parser.add_argument("--plot", action="store_true", help="print the tables and draw, and measure nothing")
+    parser.add_argument("--images", type=Path, default=Path("docs/images"), help="where the plots go")
+    options = parser.parse_args(words)
+    transformers.logging.set_verbosity_error()
+    task = tiny(TASKS[options.data]) if options.tiny else TASKS[options.data]
+    folder = options.output / (f"{options.data}_tiny" if options.tiny else options.data)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder.with_suffix(".jsonl")
+    if not options.plot:
+        measure(task, folder, path, options.seeds)
+        return
+    from benchmarks.when_it_helps_figures import draw, tables  # matplotlib is in the docs extra
+
+    print(tables(task, read(path)))
+    print(f"\nDrawn: {draw(task, read(path), options.images / f'when_it_helps_{options.data}.svg')}")
+
+
+if __name__ == "__main__":
+    main()
