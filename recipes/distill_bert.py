@@ -3,6 +3,7 @@
     accelerate launch recipes/distill_bert.py                      # built-in text, nothing to download
     accelerate launch recipes/distill_bert.py --train_file train.csv --validation_file test.csv
     accelerate launch recipes/distill_bert.py settings.yaml --alpha 0.7
+    accelerate launch recipes/distill_bert.py --tune               # alpha, T and the teacher's epoch first
 
 Without a teacher's name one is trained on the same texts and kept for the next run. Several names, or
 --teachers_from_seeds 3, make an ensemble.
@@ -15,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from accelerate import PartialState
-from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
 from hf_distill import DistillationTrainingArguments
@@ -28,10 +28,11 @@ from hf_distill.jobs.command_line import (
     short_errors,
     use_all_cores,
 )
-from hf_distill.jobs.comparison import TextComparison
-from hf_distill.jobs.own_teacher import first_on_main, kept_teachers
+from hf_distill.jobs.comparison import prepare_comparison
+from hf_distill.jobs.own_teacher import first_on_main
 from hf_distill.jobs.text_data import TextDataArguments, load_texts
-from hf_distill.jobs.text_models import TextModelArguments, check_models, number_of_teachers, tokenizers_of
+from hf_distill.jobs.text_models import TextModelArguments, check_models, number_of_teachers
+from hf_distill.jobs.tuning import TuningArguments, check_tuning, tune
 from hf_distill.launch import check_launch
 from hf_distill.loss_plan import resolve_loss
 from hf_distill.support import check_supported
@@ -92,13 +93,18 @@ class TrainingSettings(DistillationTrainingArguments):
 
 
 def set_defaults(
-    models: TextModelArguments, data: TextDataArguments, recipe: RecipeArguments, args: Any
+    models: TextModelArguments,
+    data: TextDataArguments,
+    recipe: RecipeArguments,
+    tuning: TuningArguments,
+    args: Any,
 ) -> None:
     """Fill in what depends on other flags."""
     if recipe.quick:
         data.max_train_samples, data.max_eval_samples = data.max_train_samples or 600, 600
         models.teacher_layers, models.teacher_width, models.teacher_epochs = 2, 64, 1.0
         models.student_layers, models.student_width, args.num_train_epochs = 1, 64, 1.0
+        tuning.tune_trials = min(tuning.tune_trials, 3)
     pretrained = models.student_model_name_or_path or models.student_num_hidden_layers
     if args.learning_rate == 0:
         args.learning_rate = 5e-5 if pretrained else 5e-4
@@ -108,8 +114,8 @@ def set_defaults(
 
 def main() -> None:
     """Run the job."""
-    kinds = [TextDataArguments, TextModelArguments, RecipeArguments, TrainingSettings]
-    data, models, recipe, args = parse(kinds, sys.argv[1:])
+    kinds = [TextDataArguments, TextModelArguments, RecipeArguments, TuningArguments, TrainingSettings]
+    data, models, recipe, tuning, args = parse(kinds, sys.argv[1:])
     logging.set_verbosity_warning()
     with short_errors():
         check_launch(args)  # joins the process group as the arguments say
@@ -120,10 +126,11 @@ def main() -> None:
             print(line, flush=True)
 
     with short_errors():
-        set_defaults(models, data, recipe, args)
+        set_defaults(models, data, recipe, tuning, args)
         check_supported(args)
         resolve_loss(args, "single_label")
         check_models(models)
+        check_tuning(tuning, args)
         check_ensemble_arguments(args, number_of_teachers(models))
         resuming(args)
         if args.push_to_hub and args.hub_model_id is None:
@@ -134,13 +141,9 @@ def main() -> None:
     sizes = ", ".join(f"{name} {len(rows):,}" for name, rows in splits.items())
     say(f"Texts: {sizes}; {splits['train'].features['label'].num_classes} classes")
 
-    folders = models.teacher_model_name_or_path
-    if folders is None:
-        folders = kept_teachers(models, splits, args, data.max_seq_length, say)
-    with short_errors():
-        teachers = [AutoModelForSequenceClassification.from_pretrained(folder) for folder in folders]
-        tokenizer, own_tokenizers = tokenizers_of(models, folders)
-    job = TextComparison(splits, teachers, folders, tokenizer, own_tokenizers, data, models, args, say)
+    tuned = tune(tuning, splits, data, models, args, recipe.seeds[0], say) if tuning.tune else None
+    job = prepare_comparison(splits, data, models, args, say)
+    job.tuned = tuned
     job.run(recipe.seeds, recipe.baseline)
     state.wait_for_everyone()
     state.destroy_process_group()

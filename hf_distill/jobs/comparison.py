@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy
 from datasets import DatasetDict
-from transformers import DataCollatorWithPadding, EvalPrediction, set_seed
+from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, EvalPrediction, set_seed
 
 from hf_distill.evaluation.agreement import teacher_scores
 from hf_distill.evaluation.cost import ModelCost, measure_cost, total_cost
 from hf_distill.evaluation.metrics import classification_metrics
 from hf_distill.jobs.command_line import resuming, short_errors
+from hf_distill.jobs.own_teacher import kept_teachers
 from hf_distill.jobs.text_data import TextDataArguments, encode, with_unlabelled
-from hf_distill.jobs.text_models import TextModelArguments, make_student
+from hf_distill.jobs.text_models import TextModelArguments, make_student, tokenizers_of
 from hf_distill.reporting.results import (
     ModelResults,
     paired_bootstrap,
@@ -30,6 +31,23 @@ from hf_distill.reporting.results import (
 from hf_distill.teachers.signals import label_free
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.whole_checkpoints import last_whole_checkpoint
+
+
+def prepare_comparison(
+    splits: DatasetDict,
+    data: TextDataArguments,
+    models: TextModelArguments,
+    args: Any,
+    say: Callable[[str], None],
+) -> TextComparison:
+    """Load the teachers, trained first where none is named, and return the comparison with them."""
+    folders = models.teacher_model_name_or_path
+    if folders is None:
+        folders = kept_teachers(models, splits, args, data.max_seq_length, say)
+    with short_errors():
+        teachers = [AutoModelForSequenceClassification.from_pretrained(folder) for folder in folders]
+        tokenizer, own = tokenizers_of(models, folders)
+    return TextComparison(splits, teachers, folders, tokenizer, own, data, models, args, say)
 
 
 @dataclass
@@ -45,6 +63,7 @@ class TextComparison:
         data, models: the recipe's arguments.
         args: distillation arguments; folders and seeds are set for each run.
         say: tells the user what is being done.
+        tuned: what :func:`hf_distill.jobs.tuning.tune` chose before, for the results.
     """
 
     splits: DatasetDict
@@ -56,6 +75,7 @@ class TextComparison:
     models: TextModelArguments
     args: Any
     say: Callable[[str], None]
+    tuned: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Encode the splits once for all runs."""
@@ -77,6 +97,12 @@ class TextComparison:
                 predictions[kind].append(self._predict(trainer))
                 firsts.setdefault(kind, trainer)
         return self._report(predictions, firsts, seeds)
+
+    def score(self, seed: int) -> dict[str, float]:
+        """Train one distilled student and return what evaluation measures of it."""
+        with short_errors():
+            trainer = self._trainer(seed, "distilled", publish=False)
+        return self._train(trainer, seed, "distilled")
 
     # ---- one run ----------------------------------------------------------------------
 
@@ -114,7 +140,7 @@ class TextComparison:
             teacher_processing_class=self.teacher_tokenizers,
         )
 
-    def _train(self, trainer: DistillationTrainer, seed: int, kind: str) -> None:
+    def _train(self, trainer: DistillationTrainer, seed: int, kind: str) -> dict[str, float]:
         args = trainer.args
         self.say(f"Student {kind}, seed {seed}: training into {args.output_dir} ...")
         resume = last_whole_checkpoint(str(args.output_dir)) if resuming(args) else None
@@ -137,6 +163,7 @@ class TextComparison:
             f"Student {kind}, seed {seed}: " + ", ".join(f"{k} {100 * v:.2f} %" for k, v in shown.items())
         )
         trainer.save_model()
+        return metrics
 
     def _predict(self, trainer: DistillationTrainer) -> numpy.ndarray:
         return numpy.asarray(trainer.predict(self.encoded[self.data.report_on]).predictions)
@@ -239,4 +266,5 @@ class TextComparison:
             "learning_rate": trainer.args.learning_rate,
             "per_device_train_batch_size": trainer.args.per_device_train_batch_size,
             "bf16": trainer.args.bf16,
+            **({"tuned": self.tuned} if self.tuned else {}),
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -23,12 +24,13 @@ from transformers import (
     DataCollatorWithPadding,
     PreTrainedTokenizerFast,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
 
 from hf_distill.jobs.text_data import encode
-from hf_distill.jobs.text_models import TextModelArguments, label_names, new_bert
+from hf_distill.jobs.text_models import TextModelArguments, label_names, last_epoch, new_bert
 from hf_distill.whole_checkpoints import last_whole_checkpoint
 
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -125,15 +127,41 @@ def kept_teacher(
     length: int,
     say: Callable[[str], None],
     tokenizer_folder: Path | None = None,
+    every_epoch: bool = False,
 ) -> Path:
     """Return the folder of a teacher trained on these texts with these settings; train it if it is not there.
 
     The folder's name is a hash of the texts and the settings, so another task gets another teacher.
     It is filled beside and renamed when whole; a run that was killed goes on from its last checkpoint.
-    A tokenizer is trained for it unless ``tokenizer_folder`` has one.
+    A tokenizer is trained for it unless ``tokenizer_folder`` has one. With ``every_epoch`` the same training also
+    leaves the teacher of each earlier ``teacher_stop_epoch``, in the folder where that setting looks for it.
     """
+    last = last_epoch(settings)
+    folders = {
+        epoch: _folder(settings, splits, args, length, epoch)
+        for epoch in range(1 if every_epoch else last, last + 1)
+    }
+    missing = {epoch: folder for epoch, folder in folders.items() if not folder.is_dir()}
+    if not missing:
+        say(f"Teacher: kept from an earlier run in {folders[last]}")
+        return folders[last]
+    end, whole = max(missing), math.ceil(settings.teacher_epochs)
+    say(
+        f"Teacher: training {settings.teacher_layers} layers of width {settings.teacher_width} into {missing[end]} "
+        f"{'' if end == whole else f'to epoch {end} of {whole} '}..."
+    )
+    _train_teacher(settings, splits, args, length, missing, tokenizer_folder)
+    return folders[last]
+
+
+def _folder(
+    settings: TextModelArguments, splits: DatasetDict, args: TrainingArguments, length: int, epoch: int
+) -> Path:
+    """Return where the teacher that stops after an epoch belongs."""
     names = ("vocabulary_size", *(name for name in asdict(settings) if name.startswith("teacher_")))
-    wanted = {name: getattr(settings, name) for name in names}
+    wanted = {name: getattr(settings, name) for name in names if name != "teacher_stop_epoch"}
+    if epoch < math.ceil(settings.teacher_epochs):
+        wanted["teacher_stop_epoch"] = epoch
     wanted |= {"length": length, "batch": args.per_device_train_batch_size * args.world_size}
     wanted |= {name: getattr(args, name) for name in ("seed", "bf16", "fp16", "warmup_steps", "weight_decay")}
     wanted["labels"] = label_names(splits)
@@ -141,15 +169,7 @@ def kept_teacher(
     train = splits["train"]
     for column in train.column_names:
         digest.update(json.dumps(train[column][:]).encode())
-    folder = Path(str(args.output_dir)) / f"teacher-{digest.hexdigest()[:12]}"
-    if folder.is_dir():
-        say(f"Teacher: kept from an earlier run in {folder}")
-        return folder
-    say(
-        f"Teacher: training {settings.teacher_layers} layers of width {settings.teacher_width} into {folder} ..."
-    )
-    _train_teacher(settings, splits, args, length, folder, tokenizer_folder)
-    return folder
+    return Path(str(args.output_dir)) / f"teacher-{digest.hexdigest()[:12]}"
 
 
 def kept_teachers(
@@ -158,6 +178,7 @@ def kept_teachers(
     args: TrainingArguments,
     length: int,
     say: Callable[[str], None],
+    every_epoch: bool = False,
 ) -> list[str]:
     """Return the folders of the teachers that the settings ask for: one, or one for each seed from 0.
 
@@ -165,14 +186,13 @@ def kept_teachers(
     the words in their own ways would each need an encoding of its own.
     """
     if settings.teachers_from_seeds is None:
-        return [str(kept_teacher(settings, splits, args, length, say))]
+        return [str(kept_teacher(settings, splits, args, length, say, every_epoch=every_epoch))]
     folders: list[Path] = []
     for seed in range(settings.teachers_from_seeds):
         with_seed = copy.copy(args)
         with_seed.seed = seed
-        folders.append(
-            kept_teacher(settings, splits, with_seed, length, say, folders[0] if folders else None)
-        )
+        first = folders[0] if folders else None
+        folders.append(kept_teacher(settings, splits, with_seed, length, say, first, every_epoch))
     return [str(folder) for folder in folders]
 
 
@@ -203,11 +223,13 @@ def _train_teacher(
     splits: DatasetDict,
     args: TrainingArguments,
     length: int,
-    folder: Path,
+    folders: dict[int, Path],
     tokenizer_folder: Path | None,
 ) -> None:
+    """Train once, to the last of some epochs, and leave the teacher of each in its folder."""
     state = PartialState()
-    unfinished = folder.with_name(f"_{folder.name}-unfinished")
+    end = folders[max(folders)]
+    unfinished = end.with_name(f"_{end.name}-unfinished")
     with first_on_main(state):
         if not (unfinished / "tokenizer_config.json").is_file():
             _new_tokenizer(settings, splits, tokenizer_folder).save_pretrained(str(unfinished))
@@ -242,11 +264,39 @@ def _train_teacher(
         processing_class=tokenizer,
         compute_loss_func=summed_loss,
     )
+    trainer.add_callback(_KeepEpochs(trainer, folders))
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(str(unfinished / "checkpoints")))
-    trainer.save_model(str(unfinished))
+    if not end.is_dir():  # killed after its last checkpoint, so that no epoch was left to end
+        _keep(trainer, end)
+    if state.is_main_process:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    state.wait_for_everyone()
+
+
+class _KeepEpochs(TrainerCallback):
+    """Keeps the teacher as it is at the end of some epochs, and stops after the last of them.
+
+    An epoch's end comes before its checkpoint, so a run that goes on from a checkpoint has kept the epochs before.
+    """
+
+    def __init__(self, trainer: Trainer, folders: dict[int, Path]) -> None:
+        self.trainer, self.folders = trainer, folders
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        epoch = math.ceil(state.epoch - 1e-6)  # counted in floats; the last may be a part of one
+        if epoch in self.folders:
+            _keep(self.trainer, self.folders[epoch])
+        if epoch >= max(self.folders):
+            control.should_training_stop = True
+
+
+def _keep(trainer: Trainer, folder: Path) -> None:
+    """Save a model beside its folder, and rename when it is whole."""
+    state = PartialState()
+    beside = folder.with_name(f"_{folder.name}-unsaved")
+    trainer.save_model(str(beside))
     state.wait_for_everyone()
     if state.is_main_process:
-        shutil.rmtree(unfinished / "checkpoints", ignore_errors=True)
-        (unfinished / "training_args.bin").unlink(missing_ok=True)
-        os.replace(unfinished, folder)
+        (beside / "training_args.bin").unlink(missing_ok=True)
+        os.replace(beside, folder)
     state.wait_for_everyone()

@@ -84,6 +84,50 @@ def load_texts(data: TextDataArguments) -> DatasetDict:
     return splits
 
 
+def tuning_splits(splits: DatasetDict, report_on: str) -> tuple[DatasetDict, bool]:
+    """Return the splits to choose settings on, none of whose validation texts is reported on.
+
+    Where the texts reported on are validation texts themselves, a tenth of the training texts is held out in
+    their place; the choice's own splits lack it, the reported run's do not.
+
+    Args:
+        splits: from :func:`load_texts`.
+        report_on: the split that the run reports on.
+
+    Returns:
+        ``train``, ``validation`` and perhaps ``unlabeled``; and whether training texts were held out.
+
+    Raises:
+        DataError: where every text to choose on is one that is reported on.
+
+    Example:
+        >>> train = Dataset.from_dict({"text": [str(number) for number in range(20)]})
+        >>> test = Dataset.from_dict({"text": ["0", "a"]})
+        >>> chosen, held_out = tuning_splits(DatasetDict(train=train, validation=test, test=test), "test")
+        >>> held_out, len(chosen["train"])
+        (True, 18)
+    """
+    reported = set(_texts(splits[report_on]))
+    held_out = reported <= set(_texts(splits["validation"]))
+    train, validation = splits["train"], splits["validation"]
+    if held_out:
+        parts = train.train_test_split(0.1, seed=0)
+        train, validation = parts["train"], parts["test"]
+    apart = [index for index, text in enumerate(_texts(validation)) if text not in reported]
+    if not apart:
+        raise DataError(
+            f"--tune: expected texts to choose on that are not among those reported on ({report_on}), received "
+            f"{len(validation)} that all are. Give other texts."
+        )
+    rest = {"unlabeled": splits["unlabeled"]} if "unlabeled" in splits else {}
+    return DatasetDict(train=train, validation=validation.select(apart), **rest), held_out
+
+
+def _texts(rows: Dataset) -> list[tuple[str, ...]]:
+    columns = [rows[name][:] for name in ("text", "text_pair") if name in rows.column_names]
+    return list(zip(*columns, strict=True))
+
+
 def _from_hub(data: TextDataArguments) -> DatasetDict:
     """Load a data set by name; a test split whose labels are withheld (GLUE) is left out."""
     try:

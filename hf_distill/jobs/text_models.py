@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +43,13 @@ class TextModelArguments:
     teacher_layers: int = field(default=2, metadata={"help": "Layers of a teacher trained here"})
     teacher_width: int = field(default=512, metadata={"help": "Width of a teacher trained here"})
     teacher_epochs: float = field(default=4.0, metadata={"help": "Epochs of a teacher trained here"})
+    teacher_stop_epoch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Stop a teacher trained here after this one of its epochs; its learning rate falls as if it went "
+            "on. Default: the last"
+        },
+    )
     teacher_learning_rate: float = field(
         default=2e-4, metadata={"help": "Learning rate of a teacher trained here"}
     )
@@ -64,13 +72,29 @@ def number_of_teachers(settings: TextModelArguments) -> int:
     return len(settings.teacher_model_name_or_path or ()) or settings.teachers_from_seeds or 1
 
 
+def last_epoch(settings: TextModelArguments) -> int:
+    """Return the epoch, from 1, after which a teacher trained here stops; a part of an epoch counts as one.
+
+    Example:
+        >>> last_epoch(TextModelArguments(teacher_epochs=2.5)), last_epoch(TextModelArguments(teacher_stop_epoch=1))
+        (3, 1)
+    """
+    return settings.teacher_stop_epoch or math.ceil(settings.teacher_epochs)
+
+
 def check_models(settings: TextModelArguments) -> None:
     """Raise before a teacher is trained for a student that can't be made.
 
     Raises:
-        ValueError: two kinds of student or of teachers at once, more layers than the teacher has, or an
-            unknown name.
+        ValueError: two kinds of student or of teachers at once, more layers than the teacher has, an epoch
+            that its training does not reach, or an unknown name.
     """
+    stop = settings.teacher_stop_epoch
+    if stop is not None and not 1 <= stop <= math.ceil(settings.teacher_epochs):
+        raise ValueError(
+            f"--teacher_stop_epoch: expected an epoch from 1 to {math.ceil(settings.teacher_epochs)} "
+            f"(--teacher_epochs {settings.teacher_epochs:g}), received {stop}."
+        )
     count = settings.teachers_from_seeds
     if count is not None and settings.teacher_model_name_or_path is not None:
         raise ValueError(
