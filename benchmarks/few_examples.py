@@ -269,6 +269,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--per_class", type=int, nargs="+", default=list(PER_CLASS), help="labelled examples")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="runs of each")
+    names = list(losses(1.0))
+    parser.add_argument("--losses", nargs="+", choices=names, default=names, help="what is compared")
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps of a student (default 300)")
     parser.add_argument("--teacher_epochs", type=int, default=20, help="epochs of the teacher (default 20)")
     parser.add_argument("--derivative_weight", type=float, help="default 0.1 for images, 1 for texts")
@@ -300,7 +302,7 @@ def train_all(options: Any, file: ResultsFile) -> None:
     for per_class in options.per_class:
         for seed in options.seeds:
             for loss, terms in losses(weight).items():
-                if not file.has(per_class=per_class, loss=loss, seed=seed):
+                if loss in options.losses and not file.has(per_class=per_class, loss=loss, seed=seed):
                     found = run(task, teacher, terms, per_class, seed, options.steps)
                     file.add({"per_class": per_class, "loss": loss, "seed": seed, "accuracy": found})
 

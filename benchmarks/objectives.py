@@ -31,6 +31,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Data
 from benchmarks.results_file import ResultsFile
 from hf_distill import DistillationTrainer, DistillationTrainingArguments, student_from_teacher
 from hf_distill.corpora import docstring_corpus
+from hf_distill.jobs.command_line import bf16_is_fast
 from hf_distill.jobs.text_data import encode
 from hf_distill.jobs.text_models import new_bert
 from hf_distill.objectives import objective_classes
@@ -85,7 +86,7 @@ class Setting:
         args = DistillationTrainingArguments(
             tempfile.mkdtemp(), **loss, seed=seed, num_train_epochs=epochs, learning_rate=5e-4,
             per_device_train_batch_size=32, per_device_eval_batch_size=128, warmup_steps=0.06, weight_decay=0.01,
-            train_sampling_strategy="group_by_length", report_to="none", save_strategy="no",
+            bf16=bf16_is_fast(), train_sampling_strategy="group_by_length", report_to="none", save_strategy="no",
             logging_strategy="no", disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
         )  # fmt: skip
         return DistillationTrainer(
