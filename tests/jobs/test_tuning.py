@@ -380,7 +380,7 @@ def test_sigkill_in_the_middle_of_a_trial_loses_no_finished_one(tmp_path: Path) 
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     # The third trial's folder: two are finished, and this one is being trained.
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while not list(folder.glob("tuning-*/trial_2/seed_0/distilled")) and time.monotonic() < until:
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.005)
