@@ -126,15 +126,14 @@ def kept_teacher(
     args: TrainingArguments,
     length: int,
     say: Callable[[str], None],
-    tokenizer_folder: Path | None = None,
     every_epoch: bool = False,
 ) -> Path:
     """Return the folder of a teacher trained on these texts with these settings; train it if it is not there.
 
     The folder's name is a hash of the texts and the settings, so another task gets another teacher.
     It is filled beside and renamed when whole; a run that was killed goes on from its last checkpoint.
-    A tokenizer is trained for it unless ``tokenizer_folder`` has one. With ``every_epoch`` the same training also
-    leaves the teacher of each earlier ``teacher_stop_epoch``, in the folder where that setting looks for it.
+    With ``every_epoch`` the same training also leaves the teacher of each earlier ``teacher_stop_epoch``, in the folder
+    where that setting looks for it.
     """
     last = last_epoch(settings)
     folders = {
@@ -150,7 +149,7 @@ def kept_teacher(
         f"Teacher: training {settings.teacher_layers} layers of width {settings.teacher_width} into {missing[end]} "
         f"{'' if end == whole else f'to epoch {end} of {whole} '}..."
     )
-    _train_teacher(settings, splits, args, length, missing, tokenizer_folder)
+    _train_teacher(settings, splits, args, length, missing)
     return folders[last]
 
 
@@ -182,17 +181,15 @@ def kept_teachers(
 ) -> list[str]:
     """Return the folders of the teachers that the settings ask for: one, or one for each seed from 0.
 
-    All share the tokenizer of the first: training one breaks ties at random, and teachers that number
-    the words in their own ways would each need an encoding of its own.
+    All have one tokenizer, since the same texts give the same.
     """
     if settings.teachers_from_seeds is None:
-        return [str(kept_teacher(settings, splits, args, length, say, every_epoch=every_epoch))]
+        return [str(kept_teacher(settings, splits, args, length, say, every_epoch))]
     folders: list[Path] = []
     for seed in range(settings.teachers_from_seeds):
         with_seed = copy.copy(args)
         with_seed.seed = seed
-        first = folders[0] if folders else None
-        folders.append(kept_teacher(settings, splits, with_seed, length, say, first, every_epoch))
+        folders.append(kept_teacher(settings, splits, with_seed, length, say, every_epoch))
     return [str(folder) for folder in folders]
 
 
@@ -210,9 +207,7 @@ def summed_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> An
     return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
 
 
-def _new_tokenizer(settings: TextModelArguments, splits: DatasetDict, folder: Path | None) -> Any:
-    if folder is not None:
-        return AutoTokenizer.from_pretrained(str(folder))
+def _new_tokenizer(settings: TextModelArguments, splits: DatasetDict) -> Any:
     train = splits["train"]
     texts = [text for name in ("text", "text_pair") if name in train.column_names for text in train[name]]
     return train_tokenizer(texts, settings.vocabulary_size)
@@ -224,7 +219,6 @@ def _train_teacher(
     args: TrainingArguments,
     length: int,
     folders: dict[int, Path],
-    tokenizer_folder: Path | None,
 ) -> None:
     """Train once, to the last of some epochs, and leave the teacher of each in its folder."""
     state = PartialState()
@@ -232,7 +226,7 @@ def _train_teacher(
     unfinished = end.with_name(f"_{end.name}-unfinished")
     with first_on_main(state):
         if not (unfinished / "tokenizer_config.json").is_file():
-            _new_tokenizer(settings, splits, tokenizer_folder).save_pretrained(str(unfinished))
+            _new_tokenizer(settings, splits).save_pretrained(str(unfinished))
         tokenizer = AutoTokenizer.from_pretrained(str(unfinished))
         train = encode(splits["train"], tokenizer, length)
     set_seed(args.seed)

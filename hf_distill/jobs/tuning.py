@@ -148,7 +148,8 @@ def tune(
     models.teacher_stop_epoch = best.choice.teacher_stop_epoch
     say(
         f"Tuned: {best.choice.flags} ({100 * best.accuracy:.2f} %, the settings given {100 * trials[0].accuracy:.2f} "
-        "%). With these flags the reported run is the same without --tune"
+        "%). With these flags the reported run is the same without --tune.\n"
+        "The student alone has none of these and is not tuned: a gain over it includes this search"
     )
     tuned = {
         **asdict(best.choice),
@@ -194,6 +195,7 @@ class Search:
                 write_json(folder / "trials.json", [as_row(trial) for trial in trials])
                 for stale in folder.glob("trial_*"):
                     shutil.rmtree(stale)
+            PartialState().wait_for_everyone()  # or another process's next folder would be taken for a stale one
             self._report(trials)
         # The bound may be less than an earlier run's.
         return trials[: self.tuning.tune_trials]

@@ -158,6 +158,29 @@ def test_an_ensemble_of_own_teachers_and_of_their_folders(
     assert "| teacher (ensemble of 2) " in again
 
 
+@pytest.mark.slow
+def test_it_tunes_first_and_the_flags_it_prints_give_the_same_run(
+    tmp_path: Path, files: dict[str, str]
+) -> None:
+    common = flags({**files, "output_dir": "out", "baseline": False, "disable_tqdm": True, "bf16": False})
+    done = launch(["--quick", "--tune", "--tune_trials", "2", *common], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Tuning on 8 texts held out of the training texts" in done.stdout
+    assert re.search(r"Trial 2 of 2: --alpha \S+ --temperature \S+ --teacher_stop_epoch 1: ", done.stdout)
+    said = re.search(r"Tuned: (--alpha .*?) \(", done.stdout)
+    assert said is not None
+    results = json.loads((tmp_path / "out" / "distillation_results.json").read_text())
+    assert results["settings"]["tuned"]["trials"] == 2
+    assert results["settings"]["train_texts"] == 80, "what was held out is given back"
+    assert (tmp_path / "out" / "tuning_results.json").is_file()
+
+    by_hand = launch(["--quick", *said.group(1).split(), *common, "--output_dir", "by_hand"], tmp_path)
+    assert by_hand.returncode == 0, by_hand.stderr[-3000:]
+    again = json.loads((tmp_path / "by_hand" / "distillation_results.json").read_text())
+    for name in ("accuracy", "calibration_error", "agreement"):
+        assert again["student_distilled"][name] == results["student_distilled"][name]
+
+
 def run_here(monkeypatch: pytest.MonkeyPatch, capsys: Any, words: list[str]) -> tuple[Any, str]:
     """Run the recipe in this process, and return its exit code and standard error."""
     monkeypatch.setattr(sys, "argv", [str(RECIPE), *words])
@@ -191,6 +214,9 @@ def run_here(monkeypatch: pytest.MonkeyPatch, capsys: Any, words: list[str]) -> 
         (["--teachers_from_seeds", "0"], "--teachers_from_seeds: expected a number of at least 1, received 0"),
         (["--teachers_from_seeds", "2", "--teacher_model_name_or_path", "x"], "received both. Drop one"),
         (["--teacher_combine", "logits"], "teacher_combine: expected several teachers, received one"),
+        (["--tune", "--objectives", '[{"name": "forward_kl"}]'], "received objectives. Drop --objectives"),
+        (["--tune", "--alpha", '{{"schedule": "linear", "start": 0, "end": 1}}'], "expected a number for --alpha"),
+        (["--teacher_stop_epoch", "9"], "expected an epoch from 1 to 4"),
         (["--teachers_from_seeds", "2", "--teacher_weights", "most"], "teacher_weights: expected confidence"),
     ],
 )  # fmt: skip

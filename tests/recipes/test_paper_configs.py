@@ -20,6 +20,7 @@ from hf_distill.jobs.comparison import TextComparison
 from hf_distill.jobs.own_teacher import train_tokenizer
 from hf_distill.jobs.text_data import TextDataArguments
 from hf_distill.jobs.text_models import TextModelArguments, check_models, new_bert, number_of_teachers
+from hf_distill.jobs.tuning import TuningArguments
 from hf_distill.loss_plan import LossPlan, resolve_loss
 from hf_distill.schedules import highest, value_at
 from hf_distill.support import check_supported
@@ -63,9 +64,10 @@ def recipe() -> ModuleType:
 def settings_of(config: Path, folder: Path, *words: str) -> tuple[Any, ...]:
     """Return the recipe's arguments of data, models and training, as its main() makes them."""
     quiet = [word for name, value in QUIET.items() for word in (f"--{name}", str(value))]
-    kinds = [TextDataArguments, TextModelArguments, recipe().RecipeArguments, recipe().TrainingSettings]
-    data, models, choices, args = parse(kinds, [str(config), "--output_dir", str(folder), *quiet, *words])
-    recipe().set_defaults(models, data, choices, args)
+    kinds = [TextDataArguments, TextModelArguments, recipe().RecipeArguments, TuningArguments]
+    words = (str(config), "--output_dir", str(folder), *quiet, *words)
+    data, models, choices, tuning, args = parse([*kinds, recipe().TrainingSettings], words)
+    recipe().set_defaults(models, data, choices, tuning, args)
     return data, models, args
 
 
