@@ -84,8 +84,8 @@ class Setting:
             self.teacher.config.problem_type = student.config.problem_type = "multi_label_classification"
             rows = {split: one_hot(given, student.config.num_labels) for split, given in rows.items()}
         args = DistillationTrainingArguments(
-            tempfile.mkdtemp(), **loss, seed=seed, num_train_epochs=epochs, learning_rate=5e-4,
-            per_device_train_batch_size=32, per_device_eval_batch_size=128, warmup_steps=0.06, weight_decay=0.01,
+            tempfile.mkdtemp(), **loss, seed=seed, num_train_epochs=epochs, learning_rate=3e-4,
+            per_device_train_batch_size=32, per_device_eval_batch_size=128, warmup_steps=0.1, weight_decay=0.01,
             bf16=bf16_is_fast(), train_sampling_strategy="group_by_length", report_to="none", save_strategy="no",
             logging_strategy="no", disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
         )  # fmt: skip
