@@ -271,7 +271,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="runs of each")
     names = list(losses(1.0))
     parser.add_argument("--losses", nargs="+", choices=names, default=names, help="what is compared")
-    parser.add_argument("--steps", type=int, default=300, help="optimizer steps of a student (default 300)")
+    parser.add_argument("--steps", type=int, default=1000, help="optimizer steps of a student (default 1000)")
     parser.add_argument("--teacher_epochs", type=int, default=20, help="epochs of the teacher (default 20)")
     parser.add_argument("--derivative_weight", type=float, help="default 0.1 for images, 1 for texts")
     parser.add_argument(
