@@ -139,6 +139,6 @@ def _panel(
     )  # fmt: skip
     for (place, _, setting), mean in zip(drawn, means, strict=True):
         if setting == task.base:
-            axis.plot(place, mean, marker=marker, color=color)
+            axis.plot(place, mean, marker=marker, color=color, zorder=3)
     names = [f"{value:g}" if isinstance(value, (int, float)) else value.split()[0] for value, _ in points]
     axis.set_xticks(range(len(points)), names)
