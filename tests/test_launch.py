@@ -108,7 +108,7 @@ def test_two_nodes_by_torchrun(tmp_path: Path) -> None:
             str(tmp_path),
             "--use_cpu",
         ]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
         nodes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
     for node in nodes:
         output, _ = node.communicate(timeout=120)
