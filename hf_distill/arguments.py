@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
@@ -139,7 +139,10 @@ class DistillationArgumentsMixin:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Make every subclass a dataclass, so that a pair over other arguments is one line."""
         super().__init_subclass__(**kwargs)
+        declared = {name: value for name, value in vars(cls).items() if isinstance(value, Field)}
         dataclass(cls)
+        for name, value in declared.items():  # @dataclass written above it would else lose help and factories
+            setattr(cls, name, value)
 
     def __post_init__(self) -> None:
         """Make numbers floats, so that a search that starts from 0 does not cast its trials to int."""

@@ -256,3 +256,28 @@ def test_the_best_model_is_the_one_with_less_of_an_error(tmp_path, metric, given
         str(tmp_path), metric_for_best_model=metric, greater_is_better=given, report_to="none"
     )
     assert args.greater_is_better is expected
+
+
+@dataclasses.dataclass
+class Decorated(DistillationTrainingArguments):
+    """Arguments of a user's own, written as transformers' are."""
+
+    learning_rate: float = dataclasses.field(default=1e-3, metadata={"help": "The rate of this task"})
+    colours: list[str] = dataclasses.field(default_factory=lambda: ["red"], metadata={"help": "Any"})
+
+
+class Undecorated(DistillationTrainingArguments):
+    """The same without the decorator, which is applied by itself."""
+
+    learning_rate: float = dataclasses.field(default=1e-3, metadata={"help": "The rate of this task"})
+    colours: list[str] = dataclasses.field(default_factory=lambda: ["red"], metadata={"help": "Any"})
+
+
+@pytest.mark.parametrize("kind", [Decorated, Undecorated])
+def test_a_subclass_keeps_the_help_and_the_defaults_of_its_fields(output_dir, kind):
+    args = parse(output_dir, arguments=kind)
+    assert (args.learning_rate, args.colours) == (1e-3, ["red"])
+    assert parse(output_dir, "--colours", "blue", "green", arguments=kind).colours == ["blue", "green"]
+    helps = {field.name: field.metadata.get("help") for field in dataclasses.fields(kind)}
+    assert helps["learning_rate"] == "The rate of this task"
+    assert kind(output_dir=output_dir, report_to="none", use_cpu=True).colours == ["red"]
