@@ -12,6 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from transformers.utils import logging
 
 from hf_distill.columns import UNLABELLED_ROWS, BatchColumns
+from hf_distill.compatibility import predicts_tokens
 from hf_distill.items import IGNORED, Head, count_items, count_labelled, labelled_mask
 from hf_distill.normalisation import Normalisation, probe_normalisation, undisturbed
 from hf_distill.objectives.base import at_least_float32
@@ -236,9 +237,15 @@ class LabelLossMixin(_Base):
         with undisturbed(self._probed_model()), self.compute_loss_context_manager():
             answer = Normalisation.UNKNOWN
             if inputs["labels"].shape[0] > 0:
-                answer = probe_normalisation(self._loss_under_count, inputs, self.head, tolerance)
+                classes = self._number_of_classes()
+                answer = probe_normalisation(self._loss_under_count, inputs, self.head, tolerance, classes)
                 self._matches_functional_loss = self._has_functional_loss(inputs, tolerance)
         return self._agree(answer)
+
+    def _number_of_classes(self) -> int | None:
+        """Return how many classes the labels have, unless they are tokens, whose weights nobody sets."""
+        model: Any = self._probed_model()
+        return None if predicts_tokens(model) else getattr(getattr(model, "config", None), "num_labels", None)
 
     def _tolerance(self) -> float:
         """Return how far forwards of the same rows in other batches may differ, relative to the loss."""

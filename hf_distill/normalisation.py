@@ -12,7 +12,7 @@ import numpy
 import torch
 from torch import nn
 
-from hf_distill.items import Head, batch_size, labelled_mask, slice_batch
+from hf_distill.items import IGNORED, Head, batch_size, labelled_mask, slice_batch
 
 
 class Normalisation(Enum):
@@ -35,7 +35,7 @@ LossOf = Callable[[dict[str, Any], float], torch.Tensor]
 
 
 def probe_normalisation(
-    loss_of: LossOf, batch: dict[str, Any], head: Head, tolerance: float
+    loss_of: LossOf, batch: dict[str, Any], head: Head, tolerance: float, classes: int | None = None
 ) -> Normalisation:
     """Ask a label loss four times, and tell how it is normalised.
 
@@ -49,6 +49,8 @@ def probe_normalisation(
         head: what the labels are.
         tolerance: relative difference between forwards of different rows that counts as none, by
             their precision. The two counts are asked about the same rows, where only the loss rounds.
+        classes: how many classes integer labels have, where known. Some rows are then asked about under other
+            labels: a loss with class weights looks like a plain mean on rows of one class.
 
     Example:
         >>> def mean_loss(batch, count):
@@ -59,6 +61,8 @@ def probe_normalisation(
         >>> probe_normalisation(lambda b, n: b["labels"].double().sum() / n, batch, Head("single_label"), 1e-4)
         <Normalisation.NORMALISED: 1>
     """
+    if classes is not None and classes > 1 and head.kind == "single_label" and _labelled(batch, head):
+        batch = _of_many_classes(batch, head, classes)
     count = _labelled(batch, head)
     first, second = _parts(batch, head)
     losses = [loss_of(batch, max(count, 1) * factor) for factor in (1, 4)]
@@ -86,6 +90,25 @@ def _parts(batch: dict[str, Any], head: Head) -> tuple[dict[str, Any], dict[str,
     if size > 1 and all(_labelled(half, head) for half in halves):
         return halves
     return batch, _twice(batch)
+
+
+def _of_many_classes(batch: dict[str, Any], head: Head, classes: int) -> dict[str, Any]:
+    """Return a batch whose second half has the classes that are rarest in its first half, and as many labels."""
+    if _parts(batch, head)[0] is batch:
+        batch = _twice(batch)
+    for _ in range(2):  # rows for all classes, while that costs no memory that training does not need
+        if _labelled(batch, head) < 2 * classes:
+            batch = _twice(batch)
+    labels = batch["labels"].clone()
+    first, second = labels.tensor_split((labels.shape[0] // 2,))  # views
+    counts = torch.bincount(first[(first >= 0) & (first < classes)], minlength=classes)
+    rarest = (counts == counts.min()).nonzero().flatten()
+    if len(rarest) == classes:  # all alike: one of them has another share in the second half
+        rarest = rarest[:1]
+    places = torch.arange(second.numel(), device=labels.device).reshape(second.shape)
+    # Each once, then the last: in equal shares their weights could have the mean of the first half's.
+    second.copy_(torch.where(second == IGNORED, second, rarest[places.clamp(max=len(rarest) - 1)]))
+    return {**batch, "labels": labels}
 
 
 def _labelled(batch: dict[str, Any], head: Head) -> int:

@@ -180,3 +180,31 @@ def test_the_probe_leaves_no_trace() -> None:
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
     assert model.config.problem_type is None
     assert (model.training, model[1].training, model[2].training) == (True, True, False)
+
+
+@pytest.mark.parametrize("weights", [[1.0, 3.0, 5.0], [1.0, 1.0, 5.0], [4.0, 1.0, 1.0]])
+@pytest.mark.parametrize("labels", [[0, 0], [1], [0, 1, 2, 0, 1, 2], [0, 1, 1, 0], [0, -100, 0]])
+def test_class_weights_show_whatever_rows_come_first(labels: list[int], weights: list[float]) -> None:
+    weight = torch.tensor(weights)
+
+    def loss(batch: dict[str, Any], count: float) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(batch["logits"], batch["labels"], weight=weight)
+
+    logits = torch.randn(len(labels), 3, generator=torch.Generator().manual_seed(0))
+    batch = {"labels": torch.tensor(labels), "logits": logits}
+    answer = probe_normalisation(loss, batch, Head("single_label"), 1e-4, classes=3)
+    assert answer is Normalisation.NEITHER
+    assert batch["labels"].tolist() == labels
+
+
+@pytest.mark.parametrize("labels", [[0, 0], [1], [0, 1, 2, 0, 1, 2], [0, -100, 0]])
+def test_other_labels_leave_a_mean_a_mean_and_a_normalised_loss_normalised(labels: list[int]) -> None:
+    logits = torch.randn(len(labels), 3, generator=torch.Generator().manual_seed(0))
+    batch = {"labels": torch.tensor(labels), "logits": logits}
+    for reduction, expected in (("mean", Normalisation.MEAN), ("sum", Normalisation.NORMALISED)):
+
+        def loss(batch: dict[str, Any], count: float, reduction: str = reduction) -> torch.Tensor:
+            found = torch.nn.functional.cross_entropy(batch["logits"], batch["labels"], reduction=reduction)
+            return found / count if reduction == "sum" else found
+
+        assert probe_normalisation(loss, batch, Head("single_label"), 1e-4, classes=3) is expected
