@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
+from transformers.utils import logging
 
 from hf_distill import compatibility, data_checks
+from hf_distill.arguments import DistillationArgumentsMixin
 from hf_distill.checkpointing import CheckpointingMixin
 from hf_distill.columns import (
     SPECIAL_TOKENS,
@@ -44,6 +46,8 @@ from hf_distill.teachers.preparation import (
     teacher_encodings,
 )
 from hf_distill.teachers.signals import Teacher
+
+logger = logging.get_logger(__name__)
 
 # Objectives may need it, and no teacher gives it.
 _FROM_THE_DATA = frozenset({"labels"})
@@ -88,6 +92,7 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         self.teacher_processing_class = teacher_processing_class
         data_checks.check_splits(self.train_dataset, self.eval_dataset)
         data_checks.check_label_names(self.args.label_names)
+        compatibility.check_has_config(self._student())
         self.head = head_of(self._student(), self._example_label())
         self.teacher = self._make_teacher(teacher)
         self.encodings = teacher_encodings(self.teacher, teacher_processing_class)
@@ -97,6 +102,7 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         self._wrap_collator()
         self.plan = self._resolve()
         self._prepare_features()
+        self._mend_direction_of_best()
         if self.train_dataset is not None:
             warn_about_random_start(self._student(), _length(self.train_dataset))
 
@@ -120,6 +126,21 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
                         (example[name] for name in ("labels", "label", "label_ids") if name in example), None
                     )
         return None
+
+    def _mend_direction_of_best(self) -> None:
+        """Keep the lowest where the best model is chosen by an error of ours; Trainer would keep the highest."""
+        best = self.args.metric_for_best_model or ""
+        # Agreement of numbers is the root of their mean squared difference.
+        is_error = self.head.kind == "regression" and best.endswith("agreement")
+        if not isinstance(
+            self.args, DistillationArgumentsMixin
+        ):  # which knows the others, and what was asked for
+            is_error = is_error or best.endswith("mean_kl") or "loss/" in best
+        if is_error and self.args.greater_is_better:
+            logger.warning(
+                f"{best} is an error: the checkpoint with the lowest is kept (greater_is_better=False)."
+            )
+            self.args.greater_is_better = False
 
     def _datasets(self) -> list[Any]:
         evaluation = self.eval_dataset
@@ -147,6 +168,8 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
         for index, member in enumerate(members):
             reads_ids = "input_ids" in self.columns.student and "input_ids" in member.columns
+            if isinstance(member, OnlineTeacher) and "input_ids" in member.columns:
+                compatibility.align_padding(own[index] or tokenizer, member.model)
             if isinstance(member, OnlineTeacher) and own[index] is None and reads_ids:
                 with naming(self.teacher, index):
                     compatibility.check_vocabulary(tokenizer, member.model)
@@ -159,8 +182,9 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         for dataset in self._datasets():
             if self.encodings:
                 data_checks.check_text_columns(dataset, self._teacher_text_columns())
-            # A collator of the user's own may make labels out of anything.
+            # A collator of the user's own may make inputs and labels out of anything.
             if getattr(self.data_collator, "__module__", "").startswith("transformers."):
+                data_checks.check_input_columns(dataset, self.columns.student)
                 data_checks.check_labels(dataset, self._student(), self.head)
 
     def _teacher_text_columns(self) -> list[str]:

@@ -30,8 +30,13 @@ class _Pass:
     key: str | None
     batches: int = 0
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
-    teacher: EvalLoopContainer = field(default_factory=lambda: EvalLoopContainer(True, padding_index=-100))
+    concatenate: bool = True
+    teacher: EvalLoopContainer = field(init=False)
     content: Any = field(default_factory=hashlib.sha256)
+
+    def __post_init__(self) -> None:
+        """Keep the teacher's logits as Trainer keeps the student's: one array, or a list of batches."""
+        self.teacher = EvalLoopContainer(self.concatenate, padding_index=-100)
 
     def add(self, key: str, total: torch.Tensor, count: torch.Tensor | int) -> None:
         """Add a sum over rows and their number, on the device and in float64."""
@@ -64,7 +69,9 @@ class EvaluationMixin(DistillationLossMixin):
         # The student's metric is then of texts it wrote, the teacher's would be of logits.
         wanted = wanted and not getattr(self.args, "predict_with_generate", False)
         self._pass = _Pass(
-            keep_teacher=wanted and (key is None or (key, self.compute_metrics) not in known), key=key
+            keep_teacher=wanted and (key is None or key not in known),
+            key=key,
+            concatenate=self.args.eval_do_concat_batches,
         )
         try:
             output = super().evaluation_loop(
@@ -253,26 +260,27 @@ class EvaluationMixin(DistillationLossMixin):
             result["mean_kl"] = means["mean_kl"]
         return result
 
-    def _known_teacher_metrics(self) -> dict[Any, dict[str, float]]:
-        """Return the teacher's metrics of each evaluation set seen, by its content and what measures it."""
-        if not hasattr(self, "_teacher_metrics"):
-            self._teacher_metrics: dict[Any, dict[str, float]] = {}
+    def _known_teacher_metrics(self) -> dict[str, dict[str, float]]:
+        """Return the teacher's metrics of each evaluation set seen, by its content; anew where others are computed."""
+        if not hasattr(self, "_teacher_metrics") or self._measured_by is not self.compute_metrics:
+            self._teacher_metrics: dict[str, dict[str, float]] = {}
+            self._measured_by: Any = self.compute_metrics
         return self._teacher_metrics
 
     def _against_teacher(
-        self, task: dict[str, float], labels: Any, known: dict[Any, dict[str, float]], prefix: str
+        self, task: dict[str, float], labels: Any, known: dict[str, dict[str, float]], prefix: str
     ) -> dict[str, float]:
         """Return the teacher's own metrics, computed once per evaluation set, and the retention."""
         assert self._pass is not None
-        key = (self._pass.key or self._pass.content.hexdigest(), self.compute_metrics)
+        key = self._pass.key or self._pass.content.hexdigest()
         if key not in known:
             predictions = self._pass.teacher.get_arrays()
             if predictions is None or labels is None or self.args.include_for_metrics:
                 return {}
             compute: Any = self.compute_metrics
             metrics = compute(EvalPrediction(predictions=predictions, label_ids=labels))
-            named = {name.removeprefix(f"{prefix}_"): float(value) for name, value in metrics.items()}
-            known[key] = {name: value for name, value in named.items() if name in task}
+            named = {name.removeprefix(f"{prefix}_"): value for name, value in metrics.items()}
+            known[key] = {name: float(value) for name, value in named.items() if name in task}
         teacher = known[key]
         result = {f"teacher_{name}": value for name, value in teacher.items()}
         for name, value in teacher.items():

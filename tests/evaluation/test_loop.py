@@ -8,9 +8,15 @@ import datasets
 import numpy
 import pytest
 import torch
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, T5Config, T5ForConditionalGeneration
+from transformers import (
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    T5Config,
+    T5ForConditionalGeneration,
+    TrainingArguments,
+)
 
-from hf_distill.arguments import DistillationArgumentsMixin
+from hf_distill.arguments import DistillationArgumentsMixin, DistillationTrainingArguments
 from hf_distill.trainer import DistillationMixin
 from tests.tiny import HEADS, arguments, bert, collate, distiller, examples, perturbed, teacher_of
 
@@ -251,3 +257,71 @@ def test_an_encoder_decoder_without_anything_to_decode(tmp_path: Any) -> None:
     unlabelled = [{k: v for k, v in row.items() if k != "labels"} for row in data]
     with pytest.raises(ValueError, match=r"expected labels or decoder_input_ids.*predict_with_generate=True"):
         trainer.predict(unlabelled)
+
+
+def test_batches_that_are_not_joined_give_the_same_numbers(tmp_path: Any) -> None:
+    data = examples(11)
+
+    def joined_accuracy(prediction: Any) -> dict[str, float]:
+        whole = (
+            prediction.predictions if isinstance(prediction.predictions, list) else [prediction.predictions]
+        )
+        labels = prediction.label_ids if isinstance(prediction.label_ids, list) else [prediction.label_ids]
+        hits = [(p.argmax(-1) == one).tolist() for p, one in zip(whole, labels, strict=True)]
+        return {"accuracy": float(numpy.mean([hit for batch in hits for hit in batch]))}
+
+    found = []
+    for join in (True, False):
+        args = arguments(tmp_path, eval_do_concat_batches=join)
+        trainer = distiller(
+            bert(), teacher_of(), args, data, eval_dataset=data, compute_metrics=joined_accuracy
+        )
+        found.append(
+            {
+                k: v
+                for k, v in trainer.evaluate().items()
+                if k.split("_")[-1] not in ("runtime", "second", "time")
+            }
+        )
+    assert found[0] == pytest.approx(found[1])
+    assert "eval_teacher_accuracy" in found[1]
+
+
+def test_another_metric_is_computed_of_the_teacher_too(tmp_path: Any) -> None:
+    data = examples(8)
+    trainer = distiller(
+        bert(), teacher_of(), arguments(tmp_path), data, eval_dataset=data, compute_metrics=accuracy
+    )
+    first = trainer.evaluate()
+
+    def other(prediction: Any) -> dict[str, Any]:
+        return {"errors": 1 - accuracy(prediction)["accuracy"], "names": ["a", "b"]}
+
+    trainer.compute_metrics = other
+    second = trainer.evaluate()
+    assert second["eval_teacher_errors"] == pytest.approx(1 - first["eval_teacher_accuracy"])
+    assert "eval_teacher_names" not in second
+
+
+@pytest.mark.parametrize(
+    ("head", "metric", "kind", "expected"),
+    [
+        ("regression", "agreement", DistillationTrainingArguments, False),
+        ("single_label", "agreement", DistillationTrainingArguments, True),
+        ("single_label", "mean_kl", TrainingArguments, False),
+        ("single_label", "eval_loss/label", TrainingArguments, False),
+    ],
+)
+def test_the_best_checkpoint_is_the_one_with_less_of_an_error(
+    tmp_path: Any, head: str, metric: str, kind: Any, expected: bool
+) -> None:
+    steps = {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": 1, "eval_steps": 1}
+    args = arguments(tmp_path, kind, metric_for_best_model=metric, load_best_model_at_end=True, **steps)
+    data = examples(8, head)
+    trainer = distiller(bert(head=head), teacher_of(head), args, data, eval_dataset=data)
+    assert trainer.args.greater_is_better is expected
+    trainer.train()
+    name = metric if metric.startswith("eval_") else f"eval_{metric}"
+    seen = [entry[name] for entry in trainer.state.log_history if name in entry]
+    assert len(seen) == 4
+    assert trainer.state.best_metric == (max(seen) if expected else min(seen))
