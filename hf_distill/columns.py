@@ -81,7 +81,8 @@ class BatchColumns:
 
     def for_student(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return a batch without what is there for the teacher alone."""
-        teacher_only = self.teacher - self.student - LABEL_COLUMNS
+        # A forward(*args, **kwargs) names nothing, and takes what plain Trainer would give it.
+        teacher_only = self.teacher - self.student - LABEL_COLUMNS if self.student else frozenset()
         prefixes = (TEACHER_PREFIX,) if self.own_encoding else self.own_prefixes
         return {
             key: value

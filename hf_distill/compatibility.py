@@ -9,8 +9,11 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import logging
 
 from hf_distill.items import Head, head_of
+
+logger = logging.get_logger(__name__)
 
 _UNNAMED = re.compile(r"LABEL_\d+")
 # Tokenizers without a limit carry a huge number.
@@ -117,6 +120,59 @@ def check_heads(student: Any, teacher: Any, student_head: Head) -> None:
 def _describe(head: Head) -> str:
     where = "per position, shifted" if head.shift else "per position" if head.positions else "per example"
     return f"{head.kind}, {where}"
+
+
+def check_has_config(student: Any) -> None:
+    """Raise for a student without a config, which tells its labels and what it is saved as.
+
+    Raises:
+        ValueError: naming the class that came.
+    """
+    if getattr(student, "config", None) is None:
+        raise ValueError(
+            f"model: expected a transformers model, whose config tells its labels, received {type(student).__name__} "
+            "without a config. Set model.config, for instance to PretrainedConfig(num_labels=3)."
+        )
+
+
+def align_padding(tokenizer: Any, teacher: Any) -> None:
+    """Give a teacher the padding token of what it reads, as Trainer gives it to the student.
+
+    A classifier of the last token finds it by ``config.pad_token_id``, and with another one reads the
+    padding: its answer then depends on the batch.
+    """
+    padding = getattr(tokenizer, "pad_token_id", None)
+    find = getattr(teacher.config, "get_text_config", None)
+    config = teacher.config if find is None else find()
+    if padding is None or getattr(config, "pad_token_id", None) == padding:
+        return
+    if getattr(config, "pad_token_id", None) is not None:
+        logger.warning(
+            f"The tokenizer pads with {padding}, and the teacher's config.pad_token_id was {config.pad_token_id}: the "
+            "teacher's was set to the tokenizer's."
+        )
+    config.pad_token_id = padding
+
+
+def check_outputs(student: Any, teacher: Any) -> None:
+    """Raise unless two language models predict the same number of tokens.
+
+    Raises:
+        ValueError: naming both numbers.
+    """
+    sizes = []
+    for model in (student, teacher):
+        found = getattr(model, "get_output_embeddings", lambda: None)()
+        weight = getattr(found, "weight", None)
+        if weight is None:
+            return
+        sizes.append(int(weight.shape[0]))
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"vocabulary: expected a teacher that predicts the student's {sizes[0]} tokens, received one with "
+            f"{sizes[1]}. Where only rows that no token uses differ, resize one: "
+            f"{'student' if sizes[0] < sizes[1] else 'teacher'}.resize_token_embeddings({max(sizes)})."
+        )
 
 
 def check_vocabulary(student_tokenizer: Any, teacher: Any) -> None:

@@ -90,14 +90,54 @@ def check_label_column(dataset: Any, label_weight: Scheduled, readers: Sequence[
     )
 
 
+def check_input_columns(dataset: Any, accepted: Iterable[str]) -> None:
+    """Raise if a data set has nothing that the student's forward reads, as one of raw text.
+
+    Args:
+        dataset: any data set; one that makes its columns on the fly is not looked at.
+        accepted: the names that the student's forward accepts.
+
+    Raises:
+        ValueError: naming the columns there.
+    """
+    names = getattr(dataset, "column_names", None)
+    inputs = set(accepted) - set(_LABEL_COLUMNS)
+    if (
+        not names
+        or not inputs
+        or inputs & set(names)
+        or getattr(dataset, "format", {}).get("type") == "custom"
+    ):
+        return
+    raise ValueError(
+        f"dataset: expected columns that the student reads, such as {_first(inputs)}, received {sorted(names)}. Encode "
+        "the data first: dataset.map(lambda row: tokenizer(row['text'], truncation=True))."
+    )
+
+
+def _first(inputs: set[str]) -> str:
+    usual = ("input_ids", "pixel_values", "input_values", "input_features")
+    return next((name for name in usual if name in inputs), min(inputs))
+
+
 def check_text_columns(dataset: Any, text_columns: Iterable[str]) -> None:
-    """Raise if the teacher's own tokenizer finds nothing to encode in a data set.
+    """Raise if the teacher's own tokenizer finds nothing to encode in a data set, or in some example.
 
     Raises:
         ValueError: naming the columns looked for and those there.
     """
     names = getattr(dataset, "column_names", None)
-    if not names or any(name.startswith("teacher_") for name in names) or set(text_columns) & set(names):
+    if not names or any(name.startswith("teacher_") for name in names):
+        return
+    found = [name for name in text_columns if name in names]
+    for name in found:
+        for chunk in _arrow_chunks(dataset, name):
+            if chunk.null_count:
+                raise ValueError(
+                    f"{name}: expected a text for the teacher in each example, received None in some. Drop those "
+                    "examples, or put an empty text there."
+                )
+    if found:
         return
     raise ValueError(
         f"teacher_processing_class: expected a text column to encode for the teacher ({' or '.join(text_columns)}), "
@@ -120,6 +160,8 @@ def check_labels(dataset: Any, model: Any, head: Head) -> None:
         ValueError: saying which labels were expected and which came.
     """
     for chunk in _label_chunks(dataset):
+        if head.kind == "single_label" and not head.positions and pyarrow.types.is_nested(chunk.type):
+            _refuse("one class for each example", "several numbers", head)
         column, depth = chunk, 0
         while pyarrow.types.is_nested(column.type) and hasattr(column, "flatten"):
             column, depth = pyarrow.compute.list_flatten(column), depth + 1
@@ -185,7 +227,13 @@ def _label_chunks(dataset: Any) -> Iterable[Any]:
                 return
         return
     names = [name for name in _LABEL_COLUMNS if name in (getattr(dataset, "column_names", None) or ())]
-    transformed = getattr(dataset, "format", {}).get("type") == "custom" if names else True
+    if names:
+        yield from _arrow_chunks(dataset, names[0])
+
+
+def _arrow_chunks(dataset: Any, name: str) -> Iterable[Any]:
+    """Yield a column in pieces, unless the data set makes it on the fly."""
+    transformed = getattr(dataset, "format", {}).get("type") == "custom"
     if not transformed and hasattr(dataset, "with_format") and hasattr(dataset, "data"):
-        for table in dataset.select_columns(names[0]).with_format("arrow").iter(10_000):
-            yield table.column(names[0]).combine_chunks()
+        for table in dataset.select_columns(name).with_format("arrow").iter(10_000):
+            yield table.column(name).combine_chunks()

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import datasets
 import pytest
+import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import Whitespace
@@ -29,8 +30,19 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from hf_distill.compatibility import check_heads, check_lengths, check_vocabulary, label_order, longest_input
+from hf_distill import DistillationTrainer
+from hf_distill.compatibility import (
+    check_has_config,
+    check_heads,
+    check_lengths,
+    check_outputs,
+    check_vocabulary,
+    label_order,
+    longest_input,
+)
 from hf_distill.items import Head, head_of
+from tests.tiny import arguments, classifier, collate, examples
+from tests.tiny import bert as tiny_bert
 
 SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
 WORDS = ["a", "b", "c", "##d"]
@@ -334,3 +346,97 @@ def test_a_teacher_without_a_limit_reads_anything():
 def test_a_streamed_set_can_not_be_measured():
     stream = data(9).to_iterable_dataset()
     assert check(8, 8, sets=[stream]) is None
+
+
+# ---- what a model must have ----------------------------------------------------------
+
+
+def test_a_student_without_a_config():
+    with pytest.raises(
+        ValueError, match=r"model: expected a transformers model.*received Linear without a config"
+    ):
+        check_has_config(torch.nn.Linear(2, 2))
+    check_has_config(bert())
+
+
+def test_a_teacher_without_weights(tmp_path):
+    with torch.device("meta"):
+        empty = tiny_bert(2)
+    with pytest.raises(
+        ValueError, match="teacher: expected a model with weights, received one on the meta device"
+    ):
+        DistillationTrainer(
+            tiny_bert(), empty, arguments(tmp_path), train_dataset=examples(2), data_collator=collate
+        )
+
+
+def test_a_tokenizer_that_cannot_pad_for_the_teacher(tmp_path):
+    data = datasets.Dataset.from_dict(
+        {"text": ["a"], "input_ids": [[1]], "attention_mask": [[1]], "labels": [0]}
+    )
+    without = tokenizer_of(WORDS)
+    without.pad_token = None
+    with pytest.raises(ValueError, match=r"a tokenizer that can pad.*Set tokenizer\.pad_token"):
+        DistillationTrainer(
+            tiny_bert(),
+            tiny_bert(2),
+            arguments(tmp_path),
+            train_dataset=data,
+            data_collator=collate,
+            teacher_processing_class=without,
+        )
+
+
+def test_a_student_whose_forward_names_nothing_reads_what_it_would_under_trainer(tmp_path):
+    class Wrapped(BertForSequenceClassification):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs)
+
+    rows, args = examples(8), arguments(tmp_path, remove_unused_columns=False)
+    losses = []
+    for kind in (BertForSequenceClassification, Wrapped):
+        trainer = DistillationTrainer(
+            kind(tiny_bert().config).eval(),
+            classifier("bert", 2),
+            args,
+            train_dataset=rows,
+            data_collator=collate,
+        )
+        trainer.model.load_state_dict(tiny_bert().state_dict())
+        losses.append(trainer.train().training_loss)
+    assert losses[0] == losses[1]
+
+
+def test_language_models_with_other_numbers_of_tokens():
+    small, large = (
+        GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=size)) for size in (20, 24)
+    )
+    with pytest.raises(
+        ValueError, match=r"student's 20 tokens.*with 24.*student.resize_token_embeddings\(24\)"
+    ):
+        check_outputs(small, large)
+    with pytest.raises(ValueError, match=r"teacher.resize_token_embeddings\(24\)"):
+        check_outputs(large, small)
+    check_outputs(small, small)
+
+
+def test_a_teacher_of_the_last_token_does_not_read_the_padding(tmp_path, caplog):
+    teacher = classifier("gpt2", 2)
+    teacher.config.pad_token_id = 7
+    tokenizer = tokenizer_of(WORDS)
+    rows = examples(2)
+    del rows[0]["input_ids"][3:], rows[0]["attention_mask"][3:]
+    trainer = DistillationTrainer(
+        tiny_bert(),
+        teacher,
+        arguments(tmp_path),
+        train_dataset=rows,
+        data_collator=collate,
+        processing_class=tokenizer,
+    )
+    assert teacher.config.pad_token_id == tokenizer.pad_token_id
+    together, alone = collate(rows), collate(rows[:1])
+    assert together["input_ids"].shape[1] > alone["input_ids"].shape[1]
+    with torch.no_grad():
+        padded, bare = (trainer.teacher(batch).logits[0] for batch in (together, alone))
+    torch.testing.assert_close(padded, bare)

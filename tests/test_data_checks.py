@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from hf_distill import DistillationTrainer
-from hf_distill.data_checks import check_label_names, check_labels, check_splits, check_text_columns
+from hf_distill.data_checks import (
+    check_input_columns,
+    check_label_names,
+    check_labels,
+    check_splits,
+    check_text_columns,
+)
 from hf_distill.items import Head
 from tests.test_compatibility import tokenizer_of
 from tests.tiny import arguments, bert, classifier, examples, teacher_of
@@ -158,3 +164,33 @@ def test_text_columns():
 def test_the_trainer_looks_for_the_text(tmp_path):
     with pytest.raises(ValueError, match="teacher_processing_class: expected a text column"):
         trainer(tmp_path, as_dataset([0, 1]), teacher_processing_class=tokenizer_of(["a"]))
+
+
+def test_a_text_that_is_missing(tmp_path):
+    data = datasets.Dataset.from_dict({"text": ["a", None], "other": [None, "b"], "labels": [0, 1]})
+    with pytest.raises(
+        ValueError, match="text: expected a text for the teacher in each example, received None"
+    ):
+        check_text_columns(data, ["text"])
+    check_text_columns(data.select([0]), ["text"])
+
+
+def test_text_that_is_not_encoded(tmp_path):
+    raw = datasets.Dataset.from_dict({"text": ["a", "b"], "labels": [0, 1]})
+    accepted = ["input_ids", "attention_mask", "labels"]
+    with pytest.raises(
+        ValueError, match=r"such as input_ids, received \['labels', 'text'\]. Encode the data first"
+    ):
+        check_input_columns(raw, accepted)
+    with pytest.raises(ValueError, match="such as input_ids"):
+        trainer(tmp_path, raw)
+    check_input_columns(as_dataset([0]), accepted)
+    check_input_columns(raw, [])  # forward(*args, **kwargs) names nothing
+    raw.set_transform(lambda rows: {"input_ids": [[1, 2]] * len(rows["text"]), "labels": rows["labels"]})
+    check_input_columns(raw, accepted)
+
+
+def test_one_hot_integers_are_no_classes():
+    one_hot = datasets.Dataset.from_dict({"labels": [[1, 0, 0], [0, 1, 0]]})
+    with pytest.raises(ValueError, match=r"expected one class for each example.*received several numbers"):
+        check_labels(one_hot, bert(), SINGLE)

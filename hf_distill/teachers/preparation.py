@@ -111,9 +111,19 @@ class TeacherPreparation:
                 f"{type(model).__name__} without a config. Set teacher.config = student.config if the classes are "
                 "the same, or give an object that answers teacher(batch) -> TeacherSignals."
             )
+        placed = (
+            getattr(model, "hf_device_map", None) is not None
+        )  # whose offloaded weights come when they are needed
+        if not placed and any(parameter.is_meta for parameter in model.parameters()):
+            raise ValueError(
+                "teacher: expected a model with weights, received one on the meta device, which has none. Load it with "
+                "from_pretrained."
+            )
         compatibility.check_heads(self.student, model, self.head)
         order = None
-        if not compatibility.predicts_tokens(self.student):
+        if compatibility.predicts_tokens(self.student):
+            compatibility.check_outputs(self.student, model)
+        else:
             order = compatibility.label_order(self.student.config, model.config)
         return OnlineTeacher(model, name, order, self.autocast)
 
@@ -247,6 +257,11 @@ def teacher_encodings(teacher: Teacher, given: Any) -> tuple[TeacherEncoding, ..
 
 
 def _encoding(processing_class: Any, prefix: str, readers: list[Any]) -> TeacherEncoding:
+    if getattr(processing_class, "pad_token", "") is None:
+        raise ValueError(
+            "teacher_processing_class: expected a tokenizer that can pad, received one without a pad token. Set "
+            "tokenizer.pad_token, usually to tokenizer.eos_token."
+        )
     limits = [getattr(processing_class, "model_max_length", None)]
     limits += [compatibility.longest_input(getattr(reader, "model", None)) for reader in readers]
     longest = min((limit for limit in limits if limit is not None and limit < 10**9), default=None)
