@@ -207,9 +207,9 @@ def layer_maps(
         if stack.role not in asked:
             maps[stack.role] = list(range(stack.depth))
         elif layers is None:
-            maps[stack.role] = evenly_spaced_layers(stack.depth, operator.index(asked[stack.role]))
+            maps[stack.role] = evenly_spaced_layers(stack.depth, _whole(asked[stack.role]))
         else:
-            chosen = [operator.index(layer) for layer in asked[stack.role]]
+            chosen = [_whole(layer) for layer in asked[stack.role]]
             ascending = all(low < high for low, high in itertools.pairwise(chosen))
             if not chosen or not ascending or chosen[0] < 0 or chosen[-1] >= stack.depth:
                 raise ValueError(
@@ -219,6 +219,15 @@ def layer_maps(
                 )
             maps[stack.role] = chosen
     return maps
+
+
+def _whole(number: Any) -> int:
+    try:
+        return operator.index(number)
+    except TypeError as error:
+        raise ValueError(
+            f"num_hidden_layers and layers: expected whole numbers, received {number!r}. Give 6, for example."
+        ) from error
 
 
 def cut_config(config: PreTrainedConfig, stack: LayerStack, layer_map: list[int]) -> None:

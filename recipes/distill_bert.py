@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -28,8 +29,9 @@ from hf_distill.jobs.command_line import (
     short_errors,
     use_all_cores,
 )
-from hf_distill.jobs.comparison import prepare_comparison
+from hf_distill.jobs.comparison import prepare_comparison, rehearse
 from hf_distill.jobs.own_teacher import first_on_main
+from hf_distill.jobs.ranges import check_ranges
 from hf_distill.jobs.text_data import TextDataArguments, load_texts
 from hf_distill.jobs.text_models import TextModelArguments, check_models, number_of_teachers
 from hf_distill.jobs.tuning import TuningArguments, check_tuning, tune
@@ -75,7 +77,10 @@ class TrainingSettings(DistillationTrainingArguments):
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay"})
     train_sampling_strategy: str = field(
         default="group_by_length",
-        metadata={"help": "group_by_length pads least; random, sequential"},
+        metadata={
+            "help": "group_by_length pads least",
+            "choices": ["group_by_length", "random", "sequential"],
+        },
     )
     bf16: bool = field(
         default=bf16_is_fast(), metadata={"help": "bfloat16. Default: where this machine is fast at it"}
@@ -129,18 +134,21 @@ def main() -> None:
         set_defaults(models, data, recipe, tuning, args)
         check_supported(args)
         resolve_loss(args, "single_label")
+        check_ranges(data, models, args, recipe.seeds)
         check_models(models)
         check_tuning(tuning, args)
         check_ensemble_arguments(args, number_of_teachers(models))
         resuming(args)
         if args.push_to_hub and args.hub_model_id is None:
             fail("--push_to_hub: expected --hub_model_id user/name, received none. Name the repository.")
+        Path(str(args.output_dir)).mkdir(parents=True, exist_ok=True)
         use_all_cores()
         with first_on_main(state):
             splits = load_texts(data)
     sizes = ", ".join(f"{name} {len(rows):,}" for name, rows in splits.items())
     say(f"Texts: {sizes}; {splits['train'].features['label'].num_classes} classes")
 
+    rehearse(splits, data, models, args)
     tuned = tune(tuning, splits, data, models, args, recipe.seeds[0], say) if tuning.tune else None
     job = prepare_comparison(splits, data, models, args, say)
     job.tuned = tuned

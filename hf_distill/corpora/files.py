@@ -123,6 +123,11 @@ def _read_table(path: Path, text_columns: list[str]) -> Dataset:
         )
         detail = " ".join(str(error).split())[:160]
         raise DataError(f"{path}: can't be read as {expected}: {detail}") from error
+    twice = [name for name in table.column_names if table.column_names.count(name) > 1]
+    if twice:
+        raise DataError(
+            f"{path}: expected one column {twice[0]!r}; it has several. Rename or drop the others."
+        )
     return Dataset(table)
 
 

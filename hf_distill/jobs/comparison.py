@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import shutil
 import statistics
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy
-from datasets import DatasetDict
-from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, EvalPrediction, set_seed
+from datasets import DatasetDict, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    set_seed,
+)
+from transformers.utils import logging
 
 from hf_distill.evaluation.agreement import teacher_scores
 from hf_distill.evaluation.cost import ModelCost, measure_cost, total_cost
 from hf_distill.evaluation.metrics import classification_metrics
 from hf_distill.jobs.command_line import resuming, short_errors
-from hf_distill.jobs.own_teacher import kept_teachers
+from hf_distill.jobs.own_teacher import kept_teachers, new_tokenizer
 from hf_distill.jobs.text_data import TextDataArguments, encode, with_unlabelled
-from hf_distill.jobs.text_models import TextModelArguments, make_student, tokenizers_of
+from hf_distill.jobs.text_models import (
+    TextModelArguments,
+    make_student,
+    new_bert,
+    number_of_teachers,
+    tokenizers_of,
+)
 from hf_distill.reporting.results import (
     ModelResults,
     paired_bootstrap,
@@ -48,6 +63,43 @@ def prepare_comparison(
         teachers = [AutoModelForSequenceClassification.from_pretrained(folder) for folder in folders]
         tokenizer, own = tokenizers_of(models, folders)
     return TextComparison(splits, teachers, folders, tokenizer, own, data, models, args, say)
+
+
+def rehearse(splits: DatasetDict, data: TextDataArguments, models: TextModelArguments, args: Any) -> None:
+    """Build all that a student needs on a few texts, so that what does not fit is said before a teacher is trained.
+
+    Raises:
+        SystemExit: with the error that the student of a trained teacher would have met.
+    """
+    if models.teacher_model_name_or_path is not None:
+        return  # the real thing comes as soon
+    few = DatasetDict({name: rows.select(range(min(len(rows), 8))) for name, rows in splits.items()})
+    with short_errors(), _silence():
+        own = new_tokenizer(models, few)
+        sizes = models.teacher_layers, models.teacher_width
+        count = number_of_teachers(models)
+        teachers = [new_bert(*sizes, few, own, data.max_seq_length) for _ in range(count)]
+        named = models.student_model_name_or_path
+        tokenizer = own if named is None else AutoTokenizer.from_pretrained(named)
+        owned = [None if named is None else own] * count
+        job = TextComparison(few, teachers, [], tokenizer, owned, data, models, args, lambda line: None)
+        job.prepare(args.seed)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep back the warnings about models and data that are only tried out."""
+    before, without_bars = logging.get_verbosity(), are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(before)
+        if not without_bars:
+            enable_progress_bars()
 
 
 @dataclass
@@ -97,6 +149,10 @@ class TextComparison:
                 predictions[kind].append(self._predict(trainer))
                 firsts.setdefault(kind, trainer)
         return self._report(predictions, firsts, seeds)
+
+    def prepare(self, seed: int) -> None:
+        """Build the trainer of one distilled student, with all its checks, and train nothing."""
+        self._trainer(seed, "distilled", publish=False)
 
     def score(self, seed: int) -> dict[str, float]:
         """Train one distilled student and return what evaluation measures of it."""
@@ -173,6 +229,10 @@ class TextComparison:
         middle = [lengths[int(len(lengths) * share)] for share in (0.1, 0.3, 0.5, 0.7, 0.9)]
         return measure_cost(model, folder, middle)
 
+    def _student_cost(self, args: Any) -> ModelCost:
+        model = AutoModelForSequenceClassification.from_pretrained(args.output_dir)
+        return self._cost(model.to(args.device), args.output_dir)
+
     # ---- the end -----------------------------------------------------------------------
 
     def _teacher_logits(self, trainer: DistillationTrainer) -> list[numpy.ndarray]:
@@ -225,8 +285,9 @@ class TextComparison:
                 [measure(EvalPrediction(one, labels)) for one in logits], cost, same if agreement else ()
             )
 
-        # Measured one after another at the end, so that all three see the same machine.
-        costs = {kind: self._cost(first.model, first.args.output_dir) for kind, first in firsts.items()}
+        # Measured one after another at the end, so that all three see the same machine; as a user loads them, since the
+        # trainer's own copy computes in its precision, and rounds its outputs back.
+        costs = {kind: self._student_cost(first.args) for kind, first in firsts.items()}
         singles = self._teacher_costs(firsts["distilled"].args.device)
         rows = {"teacher": results([teacher], total_cost(singles), agreement=False)}
         each = [results([one], cost) for one, cost in zip(teachers[1:], singles, strict=True)]

@@ -207,7 +207,8 @@ def summed_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> An
     return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
 
 
-def _new_tokenizer(settings: TextModelArguments, splits: DatasetDict) -> Any:
+def new_tokenizer(settings: TextModelArguments, splits: DatasetDict) -> Any:
+    """Return a tokenizer trained on the training texts, pairs included."""
     train = splits["train"]
     texts = [text for name in ("text", "text_pair") if name in train.column_names for text in train[name]]
     return train_tokenizer(texts, settings.vocabulary_size)
@@ -226,7 +227,7 @@ def _train_teacher(
     unfinished = end.with_name(f"_{end.name}-unfinished")
     with first_on_main(state):
         if not (unfinished / "tokenizer_config.json").is_file():
-            _new_tokenizer(settings, splits).save_pretrained(str(unfinished))
+            new_tokenizer(settings, splits).save_pretrained(str(unfinished))
         tokenizer = AutoTokenizer.from_pretrained(str(unfinished))
         train = encode(splits["train"], tokenizer, length)
     set_seed(args.seed)

@@ -133,6 +133,16 @@ def label_names(splits: DatasetDict) -> list[str]:
     return [str(name) for name in splits["train"].features["label"].names]
 
 
+def attention_heads(width: int) -> int:
+    """Return how many attention heads a model made here has: 64 wide each, two at least.
+
+    Example:
+        >>> attention_heads(512), attention_heads(16)
+        (8, 2)
+    """
+    return max(width // 64, 2)
+
+
 def new_bert(
     layers: int, width: int, splits: DatasetDict, tokenizer: Any, length: int, dropout: float = 0.1
 ) -> Any:
@@ -142,7 +152,7 @@ def new_bert(
         vocab_size=len(tokenizer),
         hidden_size=width,
         num_hidden_layers=layers,
-        num_attention_heads=max(width // 64, 2),
+        num_attention_heads=attention_heads(width),
         intermediate_size=4 * width,
         max_position_embeddings=length,
         hidden_dropout_prob=dropout,
@@ -179,4 +189,12 @@ def tokenizers_of(settings: TextModelArguments, teacher_folders: list[str]) -> t
     teachers = [AutoTokenizer.from_pretrained(folder) for folder in teacher_folders]
     name = settings.student_model_name_or_path
     student = teachers[0] if name is None else AutoTokenizer.from_pretrained(name)
-    return student, [None if own.get_vocab() == student.get_vocab() else own for own in teachers]
+    return student, [None if _reads_alike(own, student) else own for own in teachers]
+
+
+def _reads_alike(one: Any, other: Any) -> bool:
+    """Whether two tokenizers make the same of a text and of a pair, segments and special tokens included."""
+    if one.get_vocab() != other.get_vocab():
+        return False
+    texts = ("One text, in Two CASES.", "And another: 12 naïve words!")
+    return all(dict(one(*given)) == dict(other(*given)) for given in (texts[:1], texts))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from tokenizers import processors
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_distill import DistillationTrainingArguments
@@ -151,3 +152,17 @@ def test_files_are_split_where_there_is_no_validation(tmp_path: Path) -> None:
 def test_contradictions_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="received both"):
         load_texts(TextDataArguments(train_file="a.csv", dataset_name="b"))
+
+
+def test_a_tokenizer_that_reads_pairs_otherwise_is_the_teachers_own(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(["one two", "three"], 60)
+    tokenizer.save_pretrained(str(tmp_path / "student"))
+    tokenizer.save_pretrained(str(tmp_path / "same"))
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.save_pretrained(str(tmp_path / "other"))
+    named = TextModelArguments(student_model_name_or_path=str(tmp_path / "student"))
+    _, own = tokenizers_of(named, [str(tmp_path / "same"), str(tmp_path / "other")])
+    assert own[0] is None
+    assert own[1]("one", "three")["token_type_ids"] == [0, 0, 0, 0, 0]

@@ -218,6 +218,12 @@ def run_here(monkeypatch: pytest.MonkeyPatch, capsys: Any, words: list[str]) -> 
         (["--tune", "--alpha", '{{"schedule": "linear", "start": 0, "end": 1}}'], "expected a number for --alpha"),
         (["--teacher_stop_epoch", "9"], "expected an epoch from 1 to 4"),
         (["--teachers_from_seeds", "2", "--teacher_weights", "most"], "teacher_weights: expected confidence"),
+        (["--per_device_train_batch_size", "0"], "_batch_size: expected a whole number of at least 1"),
+        (["--train_sampling_strategy", "by_length"], "invalid choice: 'by_length'"),
+        (["--train_file", "{twice}"], "twice.csv: expected one column 'text'; it has several"),
+        # Found out on a few texts, before the teacher is trained.
+        (["--student_layers", "1", "--objectives", '[{"name": "patient"}]'], "expected a student of at least 2 layers"),
+        (["--objectives", '[{"name": "derivative"}]'], "derivative: expected word embeddings of the teacher's width"),
     ],
 )  # fmt: skip
 def test_mistakes_are_a_line_or_two(
@@ -225,6 +231,7 @@ def test_mistakes_are_a_line_or_two(
 ) -> None:
     places = {
         "train": write_csv(tmp_path / "train.csv", rows(80, 0)),
+        "twice": write_csv(tmp_path / "twice.csv", [("a", "x", "b"), ("c", "y", "d")], "text,label,text"),  # type: ignore[list-item]
         "empty": write_csv(tmp_path / "empty.csv", []),
         "one": write_csv(tmp_path / "one.csv", [("a b", "x"), ("c d", "x")]),
         "other": write_csv(tmp_path / "other.csv", [("a b", "cow")]),
@@ -243,6 +250,7 @@ def test_mistakes_are_a_line_or_two(
     assert len(said) <= 2
     assert re.search(message, "\n".join(said)), error
     assert "Traceback" not in error
+    assert not list((tmp_path / "out").glob("*teacher*")), "a teacher was trained for a student that can't be"
 
 
 @pytest.mark.slow

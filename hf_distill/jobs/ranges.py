@@ -1,0 +1,77 @@
+"""Checks the numbers of a recipe's flags before anything is built: what is out of range ends in one line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from hf_distill.jobs.text_data import TextDataArguments
+from hf_distill.jobs.text_models import TextModelArguments, attention_heads
+
+_COUNTS = (
+    "max_train_samples",
+    "max_eval_samples",
+    "teacher_layers",
+    "student_layers",
+    "student_num_hidden_layers",
+    "teacher_width",
+    "student_width",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+)
+_POSITIVE = ("teacher_epochs", "teacher_learning_rate", "learning_rate")
+_SHARES = ("teacher_dropout", "teacher_word_dropout")
+# [CLS], a word and [SEP]; the special tokens and a character.
+_LEAST = {"max_seq_length": 3, "vocabulary_size": 6}
+
+
+def check_ranges(
+    data: TextDataArguments, models: TextModelArguments, args: Any, seeds: Sequence[int]
+) -> None:
+    """Raise for a flag out of range.
+
+    Args:
+        data, models: the recipe's arguments.
+        args: its training arguments.
+        seeds: its seeds.
+
+    Raises:
+        ValueError: naming the flag, what was expected and what came.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> args = SimpleNamespace(num_train_epochs=3.0, max_steps=-1)
+        >>> check_ranges(TextDataArguments(max_seq_length=0), TextModelArguments(), args, [0])
+        Traceback (most recent call last):
+            ...
+        ValueError: --max_seq_length: expected a whole number of at least 3, received 0.
+    """
+    given = {**vars(args), **vars(data), **vars(models)}
+    for name, least in {**dict.fromkeys(_COUNTS, 1), **_LEAST}.items():
+        value = given.get(name)
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise ValueError(f"--{name}: expected a whole number of at least {least}, received {value}.")
+    lengths = ("num_train_epochs",) if args.max_steps <= 0 else ()
+    for name in (*_POSITIVE, *lengths):
+        value = given.get(name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ValueError(f"--{name}: expected a number above 0, received {value}.")
+    for name in _SHARES:
+        if not 0 <= given[name] < 1:
+            raise ValueError(
+                f"--{name}: expected a number of at least 0 and below 1, received {given[name]}."
+            )
+    for name in ("teacher_width", "student_width"):
+        heads = attention_heads(given[name])
+        if given[name] % heads:
+            raise ValueError(
+                f"--{name}: expected a multiple of {heads}, the number of attention heads at this width, received "
+                f"{given[name]}."
+            )
+    whole = all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds)
+    if not seeds or not whole or len(set(seeds)) < len(seeds):
+        raise ValueError(
+            f"--seeds: expected different whole numbers of at least 0, like 0 1 2, received {list(seeds)}."
+        )

@@ -1,0 +1,92 @@
+"""The comparison itself: what it measures, on which models, and what it tries out before a teacher is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+from hf_distill import DistillationTrainingArguments
+from hf_distill.jobs import comparison
+from hf_distill.jobs.comparison import prepare_comparison, rehearse
+from hf_distill.jobs.text_data import TextDataArguments
+from hf_distill.jobs.text_models import TextModelArguments
+
+TINY = {
+    "vocabulary_size": 40, "teacher_layers": 1, "teacher_width": 16, "teacher_epochs": 1, "student_layers": 1,
+    "student_width": 8,
+}  # fmt: skip
+DATA = TextDataArguments(report_on="validation")
+
+
+@pytest.fixture
+def splits() -> DatasetDict:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["cat", "dog"])})
+    rows = {"text": ["a meow", "the bark", "meow meow", "a bark"] * 4, "label": [0, 1, 0, 1] * 4}
+    one = Dataset.from_dict(rows, features=features)
+    return DatasetDict({"train": one, "validation": one})
+
+
+def arguments(folder: Path, **settings: Any) -> DistillationTrainingArguments:
+    quiet = {
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "max_steps": 2,
+        "save_strategy": "no",
+    }
+    return DistillationTrainingArguments(str(folder), **{**quiet, **settings})
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The student .* seems to start from random", "ignore:The teacher is nearly uniform"
+)
+def test_models_are_timed_as_a_user_loads_them(
+    tmp_path: Path, splits: DatasetDict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = []
+    measure = comparison.measure_cost
+
+    def spy(model: Any, folder: Any, texts: Any) -> Any:
+        timed.append(model)
+        return measure(model, folder, texts)
+
+    monkeypatch.setattr(comparison, "measure_cost", spy)
+    models = TextModelArguments(**TINY)
+    job = prepare_comparison(splits, DATA, models, arguments(tmp_path, bf16=True), lambda line: None)
+    results = job.run([0], baseline=True)
+    assert {"teacher", "student_alone", "student_distilled"} <= set(results)
+    assert len(timed) == 3
+    for model in timed:
+        # Accelerate leaves this on the trainer's own copy, which computes in bf16 and turns its outputs back.
+        assert not hasattr(model, "_original_forward")
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [("patient", "at least 2 layers"), ("derivative", "word embeddings of the teacher's width 16")],
+)
+def test_what_does_not_fit_is_said_before_a_teacher_is_trained(
+    tmp_path: Path, splits: DatasetDict, capsys: Any, objective: str, message: str
+) -> None:
+    args = arguments(tmp_path, objectives=[{"name": objective}])
+    with pytest.raises(SystemExit):
+        rehearse(splits, DATA, TextModelArguments(**TINY), args)
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("*teacher*"))
+
+
+def test_a_rehearsal_that_goes_well_is_silent(
+    tmp_path: Path, splits: DatasetDict, capsys: Any, recwarn: pytest.WarningsRecorder
+) -> None:
+    models = TextModelArguments(**TINY, teachers_from_seeds=2)
+    rehearse(
+        splits,
+        DATA,
+        models,
+        arguments(tmp_path, objectives=[{"name": "hidden_states", "teacher": 1}]),
+    )
+    assert capsys.readouterr().err.replace("hf_distill trains on 1 process (cpu)\n", "") == ""
+    assert not recwarn.list

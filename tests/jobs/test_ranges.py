@@ -1,0 +1,56 @@
+"""Numbers out of range end in a line that names the flag, what was expected and what came."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hf_distill import DistillationTrainingArguments
+from hf_distill.jobs.ranges import check_ranges
+from hf_distill.jobs.text_data import TextDataArguments
+from hf_distill.jobs.text_models import TextModelArguments
+
+
+def check(tmp_path: Any, seeds: Any = (0,), **flags: Any) -> None:
+    kinds = (
+        TextDataArguments(),
+        TextModelArguments(),
+        DistillationTrainingArguments(str(tmp_path), report_to="none"),
+    )
+    for name, value in flags.items():
+        owner = next(kind for kind in kinds if hasattr(kind, name))
+        setattr(owner, name, value)
+    check_ranges(*kinds, seeds)
+
+
+def test_the_defaults_pass(tmp_path: Any) -> None:
+    check(tmp_path)
+    check(tmp_path, seeds=[2, 0, 1], max_steps=5, num_train_epochs=0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("max_train_samples", 0, "a whole number of at least 1, received 0"),
+        ("gradient_accumulation_steps", 0, "a whole number of at least 1, received 0"),
+        ("student_layers", -2, "a whole number of at least 1, received -2"),
+        ("max_seq_length", 2, "a whole number of at least 3, received 2"),
+        ("vocabulary_size", 5, "a whole number of at least 6, received 5"),
+        ("learning_rate", -1.0, "a number above 0, received -1.0"),
+        ("num_train_epochs", 0.0, "a number above 0, received 0.0"),
+        ("teacher_epochs", float("nan"), "a number above 0, received nan"),
+        ("teacher_word_dropout", 1.0, "a number of at least 0 and below 1, received 1.0"),
+        ("student_width", 65, "a multiple of 2, the number of attention heads at this width, received 65"),
+        ("teacher_width", 250, "a multiple of 3"),
+    ],
+)
+def test_a_number_out_of_range(tmp_path: Any, name: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^--{name}: expected {message}"):
+        check(tmp_path, **{name: value})
+
+
+@pytest.mark.parametrize("seeds", [[], [1.5], [-1], [0, 0], [True]])
+def test_seeds(tmp_path: Any, seeds: Any) -> None:
+    with pytest.raises(ValueError, match="--seeds: expected different whole numbers"):
+        check(tmp_path, seeds=seeds)
