@@ -145,7 +145,7 @@ def banking77(folder: Path) -> Task:
 
     return Task(
         columns("train"), columns("test"), lambda: BertForSequenceClassification(config), new_student,
-        noisy_words, (0.1, 0.2), 1.0,
+        noisy_words, (0.1, 0.2), 0.01,
     )  # fmt: skip
 
 
@@ -273,7 +273,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--losses", nargs="+", choices=names, default=names, help="what is compared")
     parser.add_argument("--steps", type=int, default=1000, help="optimizer steps of a student (default 1000)")
     parser.add_argument("--teacher_epochs", type=int, default=20, help="epochs of the teacher (default 20)")
-    parser.add_argument("--derivative_weight", type=float, help="default 0.1 for images, 1 for texts")
+    parser.add_argument("--derivative_weight", type=float, help="default 0.1 for images, 0.01 for texts")
     parser.add_argument(
         "--held_out",
         action="store_true",
