@@ -35,7 +35,7 @@ from hf_distill.jobs.ranges import check_ranges
 from hf_distill.jobs.text_data import TextDataArguments, load_texts
 from hf_distill.jobs.text_models import TextModelArguments, check_models, number_of_teachers
 from hf_distill.jobs.tuning import TuningArguments, check_tuning, tune
-from hf_distill.launch import check_launch
+from hf_distill.launch import check_launch, leave_together
 from hf_distill.loss_plan import resolve_loss
 from hf_distill.support import check_supported
 from hf_distill.teachers.preparation import check_ensemble_arguments
@@ -153,8 +153,7 @@ def main() -> None:
     job = prepare_comparison(splits, data, models, args, say)
     job.tuned = tuned
     job.run(recipe.seeds, recipe.baseline)
-    state.wait_for_everyone()
-    state.destroy_process_group()
+    leave_together()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,22 @@ launch = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(launch)
 arguments = TrainingArguments(output_dir=sys.argv[1], use_cpu="--use_cpu" in sys.argv, report_to="none")
 print(launch.check_launch(arguments), flush=True)
+launch.leave_together()
+"""
+# Its object is taken down with the interpreter, and takes the process with it.
+CRASHES_ON_THE_WAY_OUT = """
+import atexit, os
+import torch
 from tests.processes import leave_together
+
+class Crash:
+    def __del__(self, abort=os.abort):
+        abort()
+
+crash = Crash()
+atexit.register(print, "registered to run at exit")
+torch.distributed.init_process_group("gloo")
+print("done")
 leave_together()
 """
 
@@ -114,6 +129,22 @@ def test_two_nodes_by_torchrun(tmp_path: Path) -> None:
         output, _ = node.communicate(timeout=120)
         assert "hf_distill trains on 2 processes (gloo, cpu)" in output
         assert node.returncode == 0
+
+
+def test_what_is_taken_down_with_the_interpreter_fails_no_finished_run(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, *TORCHRUN, "--standalone", "--nproc_per_node", "2", str(script)]
+    endings = {}
+    for name, leaves in (("with", "leave_together()"), ("without", "pass")):
+        script.write_text(CRASHES_ON_THE_WAY_OUT.replace("\nleave_together()\n", f"\n{leaves}\n"))
+        endings[name] = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+    ended = endings["with"]
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("done") == ended.stdout.count("registered to run at exit") == 2
+    assert "SIGABRT" in endings["without"].stderr, "the script does not crash without it"
 
 
 # ---- the environment alone -------------------------------------------------------------
