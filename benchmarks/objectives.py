@@ -140,21 +140,24 @@ def quality(options: Any) -> None:
                 name, seed, options.cut_epochs if name.startswith(CUT) else options.epochs, weight
             )
             trainer.train()
-            trainer.args.train_sampling_strategy = "sequential"
-            predicted = trainer.predict(trainer.eval_dataset)
-            labels = torch.tensor(setting.rows["test"]["labels"][:])
-            accuracy = (torch.tensor(predicted.predictions).argmax(-1) == labels).float().mean().item()
-            agreement = predicted.metrics["test_agreement"]
-            file.add(
-                {
-                    "objective": name,
-                    "seed": seed,
-                    "weight": weight,
-                    "accuracy": accuracy,
-                    "agreement": agreement,
-                }
-            )
+            reached = accuracy(trainer)
+            file.add({"objective": name, "seed": seed, "weight": weight, "accuracy": reached})
     print(quality_table(file.results))
+
+
+def accuracy(trainer: DistillationTrainer) -> float:
+    """Return the student's accuracy on the test texts; the teacher, whose forwards cost most, is not asked."""
+    student: Any = trainer.model
+    student.eval()
+    right = seen = 0
+    for batch in trainer.get_eval_dataloader():
+        batch = trainer._prepare_inputs(batch)
+        labels = batch.pop("labels")
+        labels = labels.argmax(-1) if labels.dim() == 2 else labels  # one yes or no for each class
+        with torch.no_grad():
+            predicted = trainer.student_outputs(student, batch).logits.argmax(-1)
+        right, seen = right + int((predicted == labels).sum()), seen + len(labels)
+    return right / seen
 
 
 def quality_table(results: list[dict[str, Any]]) -> str:
