@@ -169,13 +169,32 @@ def losses(weight: float) -> dict[str, list[dict[str, Any]]]:
 
 
 def rows(columns: dict[str, torch.Tensor], index: Any) -> list[dict[str, torch.Tensor]]:
-    """Return examples as the Trainer takes them."""
-    return [{name: values[i] for name, values in columns.items()} for i in index]
+    """Return examples as the Trainer takes them, texts without their padding."""
+    return [unpadded({name: values[i] for name, values in columns.items()}) for i in index]
 
 
-def common(folder: str, seed: int) -> dict[str, Any]:
-    """Return the arguments that teacher and students share."""
+def unpadded(example: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Cut a text to its tokens."""
+    if "attention_mask" not in example:
+        return example
+    length = int(example["attention_mask"].sum())
+    return {name: value if name == "labels" else value[:length] for name, value in example.items()}
+
+
+def collate(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Make a batch; texts are padded with 0, which is also the padding's id, to the longest of them."""
     return {
+        name: torch.nn.utils.rnn.pad_sequence([one[name] for one in examples], batch_first=True)
+        if examples[0][name].dim() == 1
+        else torch.stack([one[name] for one in examples])
+        for name in examples[0]
+    }
+
+
+def common(folder: str, seed: int, by_length: bool) -> dict[str, Any]:
+    """Return the arguments that teacher and students share; texts of a length go together, images have none."""
+    return {
+        "train_sampling_strategy": "group_by_length" if by_length else "random",
         "output_dir": folder, "seed": seed, "per_device_train_batch_size": 32, "learning_rate": 1e-3,
         "lr_scheduler_type": "cosine", "warmup_steps": 0.1, "report_to": "none", "save_strategy": "no",
         "logging_strategy": "no", "disable_tqdm": True, "use_cpu": True,
@@ -199,9 +218,12 @@ def trained_teacher(task: Task, epochs: int) -> Any:
     """Return a teacher that has seen all training examples."""
     set_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        args = TrainingArguments(**common(folder, 0), num_train_epochs=epochs)
+        args = TrainingArguments(**common(folder, 0, "input_ids" in task.train), num_train_epochs=epochs)
         trainer = Trainer(
-            task.new_teacher(), args, train_dataset=rows(task.train, range(len(task.train["labels"])))
+            task.new_teacher(),
+            args,
+            data_collator=collate,
+            train_dataset=rows(task.train, range(len(task.train["labels"]))),
         )
         trainer.train()
     return trainer.model
@@ -224,9 +246,11 @@ def run(task: Task, teacher: Any, loss: list[Any], per_class: int, seed: int, st
     student = task.new_student(teacher)
     with tempfile.TemporaryDirectory() as folder:
         form = {"objectives": loss, "label_weight": 1.0} if loss else {"alpha": 0.0}
-        args = DistillationTrainingArguments(**common(folder, seed), max_steps=steps, **form)
+        args = DistillationTrainingArguments(
+            **common(folder, seed, "input_ids" in task.train), max_steps=steps, **form
+        )
         examples = rows(task.train, few(task.train["labels"], per_class, seed))
-        DistillationTrainer(student, teacher, args, train_dataset=examples).train()
+        DistillationTrainer(student, teacher, args, data_collator=collate, train_dataset=examples).train()
     return by_noise(task, student)
 
 
