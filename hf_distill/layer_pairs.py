@@ -37,6 +37,10 @@ def _is_layer(number: Any) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and number >= 0
 
 
+# PKD's two ways, which have no other to turn to, by the words that the user gives.
+_GIVEN = {"skip": "skip", "last_before": "last"}
+
+
 def layer_pairs(layers: str | Pairs, student: ModelShape, teacher: ModelShape, where: str) -> Pairs:
     """Return pairs of hidden states, where number ``i`` is the output of layer ``i`` and 0 the embeddings.
 
@@ -67,8 +71,9 @@ def layer_pairs(layers: str | Pairs, student: ModelShape, teacher: ModelShape, w
         return ((student.layers, teacher.layers),)
     if student.layers > teacher.layers:
         raise ValueError(
-            f"{where}: expected a student of at most the teacher's {teacher.layers} layers for layers={layers!r}, "
-            f"received {student.layers}. Give the pairs, or layers='last'."
+            f"{where}: expected a student of at most the teacher's {teacher.layers} layers for "
+            f"layers={_GIVEN.get(layers, layers)!r}, received {student.layers}. Give the pairs"
+            f"{'' if layers in _GIVEN else ', or the last layers of both'}."
         )
     if layers == "uniform":
         recorded = student.cut_from

@@ -84,3 +84,12 @@ def test_a_layer_that_is_not_there_is_refused(given: tuple[int, int], message: s
 def test_settings_that_are_no_layers_are_refused(wrong: object) -> None:
     with pytest.raises(ValueError, match="here: layers: expected uniform, last or a list of"):
         check_layers(wrong, ("uniform", "last"), "here")
+
+
+def test_an_error_says_the_users_word_and_no_way_that_leads_to_the_same_error():
+    student, teacher = ModelShape(3, 8, 1), ModelShape(2, 8, 1)
+    for given, said in (("last_before", "last"), ("skip", "skip")):
+        with pytest.raises(ValueError, match=rf"layers='{said}', received 3. Give the pairs.$"):
+            layer_pairs(given, student, teacher, "patient")
+    with pytest.raises(ValueError, match=r"Give the pairs, or the last layers of both.$"):
+        layer_pairs("uniform", student, teacher, "hidden_states")

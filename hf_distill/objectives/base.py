@@ -6,10 +6,11 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from hf_distill.features import FeatureNeeds, Features, ModelShape
 from hf_distill.teachers.signals import TeacherSignals
@@ -143,7 +144,9 @@ def kl_of_logits(of: torch.Tensor, against: torch.Tensor, temperature: float) ->
     Formula: with ``d = (of - against) / T`` and its mean ``m`` under p, ``KL = log sum_c p_c exp(m - d_c)``.
     The difference of two log-softmaxes carries the rounding of both log-sum-exps, which T^2 multiplies;
     here constants cancel before anything is rounded, and equal logits give 0 exactly. Classes of
-    probability 0 under p leave the sum; what q gives them adds ``-log q(the others)``.
+    probability 0 under p leave the sum; what q gives them adds ``-log q(the others)``. The gradients are
+    ``(q - p) / T`` to the second and ``p (log p - log q - KL) / T`` to the first, so that nothing is kept for
+    them but the logits themselves; there is no second derivative.
 
     Shapes: ``(rows, classes)`` twice, to ``(rows,)``.
 
@@ -154,6 +157,37 @@ def kl_of_logits(of: torch.Tensor, against: torch.Tensor, temperature: float) ->
         >>> kl_of_logits(never, torch.tensor([[0.0, 0.0]]), 1.0), kl_of_logits(torch.zeros(1, 2), never, 1.0)
         (tensor([0.6931]), tensor([inf]))
     """
+    return _KLOfLogits.apply(of, against, temperature)  # type: ignore[no-any-return]
+
+
+class _KLOfLogits(torch.autograd.Function):
+    """The value and its two gradients, each from the logits alone."""
+
+    @staticmethod
+    def forward(ctx: Any, of: torch.Tensor, against: torch.Tensor, temperature: float) -> torch.Tensor:
+        value = _kl_value(of, against, temperature)
+        ctx.save_for_backward(of, against, value)
+        ctx.temperature = temperature
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        of, against, value = ctx.saved_tensors
+        log_p = torch.log_softmax(of.to(value.dtype) / ctx.temperature, -1)
+        log_q = torch.log_softmax(against.to(value.dtype) / ctx.temperature, -1)
+        p, scale = log_p.exp(), (gradient / ctx.temperature).unsqueeze(-1)
+        to_of = to_against = None
+        if ctx.needs_input_grad[0]:
+            blank = (p == 0) | (log_q == -torch.inf) | ~value.isfinite().unsqueeze(-1)
+            surplus = (log_p - log_q).masked_fill(blank, 0.0) - value.unsqueeze(-1)
+            to_of = (scale * p * surplus).masked_fill(blank, 0.0).to(of.dtype)
+        if ctx.needs_input_grad[1]:
+            to_against = (scale * (log_q.exp() - p)).to(against.dtype)
+        return to_of, to_against, None
+
+
+def _kl_value(of: torch.Tensor, against: torch.Tensor, temperature: float) -> torch.Tensor:
     dtype = torch.promote_types(at_least_float32(of).dtype, at_least_float32(against).dtype)
     of, against = of.to(dtype) / temperature, against.to(dtype) / temperature
     log_p = torch.log_softmax(of, -1)

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch.nn.functional import logsigmoid
 
 from hf_distill.objectives.base import (
     Objective,
     Rows,
-    at_least_float32,
     check_temperature,
-    divergence_terms,
+    kl_of_logits,
 )
 
 
@@ -50,7 +48,7 @@ class BinaryKL(Objective):
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
     heads: ClassVar[frozenset[str]] = frozenset({"multi_label"})
     paper: ClassVar[str] = "Hinton et al. 2015, arXiv 1503.02531, per class"
-    cost: ClassVar[str] = "four log-sigmoids over the classes"
+    cost: ClassVar[str] = "forward_kl over two outcomes for each class"
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -60,12 +58,16 @@ class BinaryKL(Objective):
         """Return one value per row."""
         if rows.teacher.logits is None:
             raise ValueError("binary_kl: expected a teacher with raw logits, received signals without.")
-        teacher = at_least_float32(rows.teacher.logits) / self.temperature
-        student = at_least_float32(rows.student_logits) / self.temperature
-        # A class that both models rule out (-inf) has the same Bernoulli in both, so it adds 0; but
-        # log sigmoid(-inf) has no finite gradient, so it is taken out before.
+        teacher, student = rows.teacher.logits, rows.student_logits
+        # A class that both models rule out (-inf) has the same Bernoulli in both, so it adds 0, and is not counted.
         impossible = (teacher == -torch.inf) & (student == -torch.inf)
-        teacher, student = teacher.masked_fill(impossible, 0.0), student.masked_fill(impossible, 0.0)
-        yes = divergence_terms(logsigmoid(teacher), logsigmoid(student))
-        no = divergence_terms(logsigmoid(-teacher), logsigmoid(-student))
-        return self.temperature**2 * (yes + no).sum(-1) / (~impossible).sum(-1).clamp(min=1)
+        values = kl_of_logits(
+            _yes_or_no(teacher, impossible), _yes_or_no(student, impossible), self.temperature
+        )
+        return self.temperature**2 * values.sum(-1) / (~impossible).sum(-1).clamp(min=1)
+
+
+def _yes_or_no(logits: torch.Tensor, impossible: torch.Tensor) -> torch.Tensor:
+    """Return the logits of yes and of no, ``(items, classes, 2)``, whose softmax is the sigmoid's Bernoulli."""
+    yes = logits.masked_fill(impossible, 0.0)
+    return torch.stack([yes, torch.zeros_like(yes)], -1)

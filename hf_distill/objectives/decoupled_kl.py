@@ -68,7 +68,7 @@ class DecoupledKL(Objective):
     heads: ClassVar[frozenset[str]] = frozenset({"single_label"})
     paper: ClassVar[str] = "Zhao et al. 2022 (DKD), arXiv 2203.08679"
     cost: ClassVar[str] = (
-        "forward_kl twice, once over two outcomes: 1.6 times forward_kl, 2.5 times for a few classes"
+        "forward_kl twice, once over two outcomes: 2 times forward_kl, 2.5 times for a few classes"
     )
 
     def __post_init__(self) -> None:
@@ -76,6 +76,11 @@ class DecoupledKL(Objective):
         check_temperature(self.temperature, self.name)
         check_weight(self.target_weight, f"{self.name} target_weight")
         check_weight(self.non_target_weight, f"{self.name} non_target_weight")
+        if self.target_weight == 0 and self.non_target_weight == 0:
+            raise ValueError(
+                f"{self.name}: target_weight and non_target_weight: expected one above 0, received 0 for "
+                "both, which teach nothing."
+            )
 
     def __call__(self, rows: Rows) -> torch.Tensor:
         """Return one value per row."""

@@ -68,13 +68,20 @@ class Dist(Objective):
     heads: ClassVar[frozenset[str]] = frozenset({"single_label"})
     batch_relational: ClassVar[bool] = True
     paper: ClassVar[str] = "Huang et al. 2022 (DIST), arXiv 2205.10536"
-    cost: ClassVar[str] = "two log-softmaxes, and correlations over the classes and over the rows"
+    cost: ClassVar[str] = (
+        "two log-softmaxes, and correlations over the classes and over the rows: 2.5 times forward_kl on a CPU"
+    )
 
     def __post_init__(self) -> None:
         """Check the settings."""
         check_temperature(self.temperature, self.name)
         check_weight(self.inter_class_weight, f"{self.name} inter_class_weight")
         check_weight(self.intra_class_weight, f"{self.name} intra_class_weight")
+        if self.inter_class_weight == 0 and self.intra_class_weight == 0:
+            raise ValueError(
+                f"{self.name}: inter_class_weight and intra_class_weight: expected one above 0, received 0 for "
+                "both, which teach nothing."
+            )
 
     def __call__(self, rows: Rows) -> torch.Tensor:
         """Return one value per row."""

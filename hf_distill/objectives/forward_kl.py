@@ -53,7 +53,10 @@ class ForwardKL(Objective):
     needs: ClassVar[frozenset[str]] = frozenset({"log_probs"})
     heads: ClassVar[frozenset[str]] = frozenset({"single_label"})
     paper: ClassVar[str] = "Hinton et al. 2015, arXiv 1503.02531"
-    cost: ClassVar[str] = "two log-softmaxes over the classes"
+    cost: ClassVar[str] = (
+        "exact to the last digits: 3 to 4 times soft_cross_entropy, whose gradient is the same; keeps nothing but the "
+        "logits for the backward pass"
+    )
 
     def __post_init__(self) -> None:
         """Check the settings."""

@@ -52,7 +52,7 @@ class ReverseKL(Objective):
     needs: ClassVar[frozenset[str]] = frozenset({"log_probs"})
     heads: ClassVar[frozenset[str]] = frozenset({"single_label"})
     paper: ClassVar[str] = "Gu et al. 2023 (MiniLLM), arXiv 2306.08543"
-    cost: ClassVar[str] = "two log-softmaxes over the classes"
+    cost: ClassVar[str] = "that of forward_kl"
 
     def __post_init__(self) -> None:
         """Check the settings."""

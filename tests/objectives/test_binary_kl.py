@@ -93,3 +93,21 @@ def test_mean_is_over_the_remaining_classes():
 def test_signals_without_logits_are_refused():
     with pytest.raises(ValueError, match="binary_kl: expected a teacher with raw logits"):
         BinaryKL()(Rows(torch.zeros(1, 2), NoLogits()))
+
+
+@pytest.mark.parametrize("temperature", [2.0, 20.0])
+def test_near_equality_the_digits_are_right(temperature):
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(256, 100, generator=generator)
+    student = (teacher + 1e-3 * torch.randn(256, 100, generator=generator)).requires_grad_(True)
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        rows = Rows(student.to(dtype), DenseSignals(teacher.to(dtype)))
+        values = BinaryKL(temperature=temperature)(rows)
+        (gradient,) = torch.autograd.grad(values.sum(), student)
+        found[dtype] = values.detach().double(), gradient.double()
+    values, gradient = found[torch.float32]
+    exact, exact_gradient = found[torch.float64]
+    assert (values >= 0).all()
+    assert (values - exact).abs().max() <= 0.01 * exact.max()
+    assert (gradient - exact_gradient).abs().max() <= 0.01 * exact_gradient.abs().max()

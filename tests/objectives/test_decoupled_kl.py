@@ -153,3 +153,10 @@ def test_a_batch_without_labels_is_refused():
         ValueError, match=r"decoupled_kl: expected labels.*received a batch without.*forward_kl"
     ):
         DecoupledKL()(Rows(torch.zeros(1, 2), DenseSignals(torch.zeros(1, 2))))
+
+
+def test_two_weights_of_0_teach_nothing_and_are_refused():
+    with pytest.raises(
+        ValueError, match="decoupled_kl: target_weight and non_target_weight: expected one above 0"
+    ):
+        DecoupledKL(target_weight=0.0, non_target_weight=0.0)

@@ -181,3 +181,10 @@ def test_gradient_is_that_of_finite_differences_with_classes_ruled_out(rows):
         return value(logits.masked_fill(closed, -math.inf), teacher)
 
     assert torch.autograd.gradcheck(closed_value, (student.requires_grad_(True),))
+
+
+def test_two_weights_of_0_teach_nothing_and_are_refused():
+    with pytest.raises(
+        ValueError, match="dist: inter_class_weight and intra_class_weight: expected one above 0"
+    ):
+        Dist(inter_class_weight=0.0, intra_class_weight=0.0)

@@ -87,3 +87,22 @@ def test_stays_finite_where_only_one_rules_a_class_out():
 def test_the_ends_are_refused_and_name_the_one_sided_objectives(weight):
     with pytest.raises(ValueError, match=r"teacher_weight.*forward_kl.*reverse_kl"):
         JensenShannon(teacher_weight=weight)
+
+
+@pytest.mark.parametrize("weight", [0.01, 0.5, 0.9])
+@pytest.mark.parametrize("temperature", [2.0, 20.0])
+def test_near_equality_the_digits_are_right(weight, temperature):
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(256, 100, generator=generator)
+    student = (teacher + 1e-3 * torch.randn(256, 100, generator=generator)).requires_grad_(True)
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        rows = Rows(student.to(dtype), DenseSignals(teacher.to(dtype)))
+        values = JensenShannon(temperature=temperature, teacher_weight=weight)(rows)
+        (gradient,) = torch.autograd.grad(values.sum(), student)
+        found[dtype] = values.detach().double(), gradient.double()
+    values, gradient = found[torch.float32]
+    exact, exact_gradient = found[torch.float64]
+    assert (values >= 0).all()
+    assert (values - exact).abs().max() <= 0.01 * exact.max()
+    assert (gradient - exact_gradient).abs().max() <= 0.01 * exact_gradient.abs().max()
