@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.utils import logging
 
 from hf_distill.features import ModelShape
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from hf_distill.objectives.base import Objective
 else:
     _Base = object
+
+logger = logging.get_logger(__name__)
 
 PROJECTIONS_NAME = "hf_distill_projections.safetensors"
 # An objective's key, and the number of the teacher it follows, None where there is one.
@@ -170,6 +173,20 @@ class ProjectionsMixin(_Base):
         if checkpoint is not None:
             self._load_projections(Path(checkpoint, PROJECTIONS_NAME))
         super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_best_model(self) -> None:
+        """Load the best student as Trainer does, and the projections that it was measured with."""
+        super()._load_best_model()
+        if not len(self.projections):
+            return
+        path = Path(str(self.state.best_model_checkpoint), PROJECTIONS_NAME)
+        if path.is_file():
+            self._load_projections(path)
+        else:
+            logger.warning(
+                f"{path.parent} holds no {PROJECTIONS_NAME}, which save_only_model leaves out: the best student is "
+                "there again, beside the projections of the last step, so its losses on features are of neither."
+            )
 
     def _load_projections(self, path: Path) -> None:
         own = self.projections.state_dict()

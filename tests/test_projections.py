@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -348,3 +349,37 @@ def test_sharded_training_is_refused_at_construction(
     monkeypatch.setattr(trainer, name, True)
     with pytest.raises(ValueError, match=r"no trained projection under FSDP or DeepSpeed.*hidden_states"):
         trainer._prepare_features()
+
+
+def test_the_best_student_is_measured_through_its_own_projections(tmp_path: Path) -> None:
+    options = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "max_steps": 4,
+    }
+    # The highest loss is that of the first step, so the best student is not the last one.
+    options |= {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": True,
+    }
+    trainer = trainer_of(tmp_path, projection_learning_rate=0.1, **options)
+    trainer.train()
+    assert trainer.state.best_global_step == 1
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-6)
+
+
+def test_a_best_checkpoint_without_projections_is_warned_about(tmp_path: Path, caplog: Any) -> None:
+    logging.getLogger("hf_distill").propagate = True
+    options = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "max_steps": 2,
+    }
+    trainer = trainer_of(tmp_path, load_best_model_at_end=True, save_only_model=True, **options)
+    trainer.train()
+    assert "beside the projections of the last step" in caplog.text
