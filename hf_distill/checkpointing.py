@@ -8,6 +8,7 @@ the Trainer push the checkpoint and delete older ones, so a run killed at any mo
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -29,6 +30,7 @@ from hf_distill.whole_checkpoints import (
     missing_parts,
     open_manifest,
     seal_manifest,
+    settings_of,
     warn_of_skipped,
     written_by,
 )
@@ -57,6 +59,10 @@ class CheckpointingMixin(_Base):
     def before_checkpoint(self) -> None:
         """Do what must come before any checkpoint, on every process; an error raised here leaves none behind."""
 
+    def checkpoint_settings(self) -> dict[str, Any]:
+        """Return plain values that a resumed run should share with the one that wrote its checkpoint."""
+        return {}
+
     # ---- resuming ----------------------------------------------------------------------
 
     def train(
@@ -83,6 +89,7 @@ class CheckpointingMixin(_Base):
                 whole = self._checked_checkpoint(Path(resume_from_checkpoint))
             resume_from_checkpoint = str(self._put_back(whole))
             self._warn_of_world_size(whole.name, written_by(resume_from_checkpoint))
+            self._warn_of_settings(whole.name, settings_of(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def _last_whole_checkpoint(self) -> Path:
@@ -154,6 +161,16 @@ class CheckpointingMixin(_Base):
                 "%s was written by %d process(es) and this run has %d: its batches and its dropout will not be those "
                 "of a run that was never stopped",
                 *(name, written, now),
+            )
+
+    def _warn_of_settings(self, name: str, written: dict[str, Any]) -> None:
+        """Say that a run goes on under other settings than those that its checkpoint was trained with."""
+        now = json.loads(json.dumps(self.checkpoint_settings()))
+        changed = [key for key, value in now.items() if key in written and written[key] != value]
+        for key in changed if self.is_world_process_zero() else ():
+            logger.warning(
+                "%s was trained with another %s: %s, and this run goes on with %s",
+                *(name, key, written[key], now[key]),
             )
 
     def _load_callback_state(self) -> None:
@@ -244,7 +261,12 @@ class CheckpointingMixin(_Base):
         self.accelerator.wait_for_everyone()
         if not self.args.should_save:
             return
-        seal_manifest(folder, world_size=self.args.world_size, save_only_model=self.args.save_only_model)
+        seal_manifest(
+            folder,
+            world_size=self.args.world_size,
+            save_only_model=self.args.save_only_model,
+            settings=self.checkpoint_settings(),
+        )
         for other in checkpoints(folder.parent):
             if other.name.startswith(ASIDE_PREFIX):
                 shutil.rmtree(other)

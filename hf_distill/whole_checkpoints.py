@@ -43,9 +43,10 @@ def missing_parts(folder: str | Path, *, save_only_model: bool = False, world_si
         return _missing_from_files(folder, save_only_model, world_size)
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-    except ValueError:
+        whole = manifest["whole"]
+    except (ValueError, KeyError, TypeError):
         return [f"{MANIFEST_NAME} cannot be read"]
-    if not manifest["whole"]:
+    if not whole:
         still_missing = _missing_from_files(folder, save_only_model, manifest["world_size"])
         return ["the run stopped while writing it", *still_missing]
     missing = []
@@ -55,6 +56,10 @@ def missing_parts(folder: str | Path, *, save_only_model: bool = False, world_si
             missing.append(f"{name} is missing")
         elif path.stat().st_size != size:
             missing.append(f"{name} has {path.stat().st_size} bytes instead of {size}")
+        elif not _is_readable(
+            path
+        ):  # of its size, and not what was written: zeros after a loss of power, say
+            missing.append(f"{name} cannot be read")
     if manifest["save_only_model"] and not save_only_model:
         missing.append("optimizer, scheduler and random state are missing (save_only_model=True wrote it)")
     return missing
@@ -133,8 +138,11 @@ def _is_readable(path: Path) -> bool:
             size = path.stat().st_size
             if header_length == 0 or 8 + header_length > size:
                 return False
-            header = json.loads(file.read(header_length))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            try:
+                header = json.loads(file.read(header_length))
+                ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            except (ValueError, KeyError, TypeError, AttributeError):
+                return False
         return size == 8 + header_length + max(ends, default=0)
     return True
 
@@ -202,7 +210,17 @@ def open_manifest(folder: Path, world_size: int) -> None:
     _write_manifest(folder, {"whole": False, "world_size": world_size})
 
 
-def seal_manifest(folder: Path, *, world_size: int, save_only_model: bool) -> None:
+def settings_of(folder: str | Path) -> dict[str, Any]:
+    """Return the settings that a checkpoint's manifest holds, or nothing where it has none."""
+    path = Path(folder) / MANIFEST_NAME
+    held = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    settings: dict[str, Any] = held.get("settings", {})
+    return settings
+
+
+def seal_manifest(
+    folder: Path, *, world_size: int, save_only_model: bool, settings: dict[str, Any] | None = None
+) -> None:
     """Mark a checkpoint as whole: all its files are on the disk, and the manifest lists them with their sizes."""
     files = {}
     for path in sorted(folder.rglob("*")):
@@ -210,7 +228,7 @@ def seal_manifest(folder: Path, *, world_size: int, save_only_model: bool) -> No
             _flush(path)
             files[path.relative_to(folder).as_posix()] = path.stat().st_size
     content = {"whole": True, "world_size": world_size, "save_only_model": save_only_model, "files": files}
-    _write_manifest(folder, content)
+    _write_manifest(folder, {**content, "settings": settings or {}})
 
 
 def _write_manifest(folder: Path, content: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from hf_distill.checkpointing import CheckpointingMixin, last_whole_checkpoint, 
 from hf_distill.whole_checkpoints import MANIFEST_NAME
 from tests import checkpoint_worker
 from tests.checkpoint_worker import Examples, tiny_bert
+from tests.tiny import arguments, bert, distiller, examples, teacher_of
 
 # ---- killed with SIGKILL ---------------------------------------------------------------
 
@@ -541,3 +542,35 @@ def test_run_that_had_stopped_early_is_not_trained_further(tmp_path: Path, caplo
     more_patient = make_scored(tmp_path, save_total_limit=2, patience=5)
     more_patient.train(resume_from_checkpoint=True)
     assert more_patient.state.global_step == 8
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
+def test_zeros_of_the_right_size_are_found(our_run: Path, tmp_path: Path, caplog: Any, file: str) -> None:
+    """What a loss of power may leave."""
+    folder = shutil.copytree(our_run, tmp_path / "run")
+    path = folder / "checkpoint-3" / file
+    path.write_bytes(bytes(path.stat().st_size))
+    assert last_whole_checkpoint(folder) == str(folder / "checkpoint-2")
+    assert f"checkpoint-3 is incomplete: {file} cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"whole"'])
+def test_a_manifest_that_says_nothing_is_named(our_run: Path, tmp_path: Path, content: str) -> None:
+    folder = shutil.copytree(our_run, tmp_path / "run")
+    (folder / "checkpoint-3" / MANIFEST_NAME).write_text(content)
+    assert missing_parts(folder / "checkpoint-3") == [f"{MANIFEST_NAME} cannot be read"]
+
+
+def test_going_on_with_another_loss_is_said(tmp_path: Path, caplog: Any) -> None:
+    logging.getLogger("hf_distill").propagate = True
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    distiller(bert(), teacher_of(), arguments(tmp_path, alpha=0.2, **options), examples(16)).train()
+    again = {**options, "max_steps": 3}
+    trainer = distiller(bert(), teacher_of(), arguments(tmp_path, alpha=0.2, **again), examples(16))
+    trainer.train(resume_from_checkpoint=True)
+    assert "another loss" not in caplog.text
+    trainer = distiller(
+        bert(), teacher_of(), arguments(tmp_path, alpha=0.9, **{**again, "max_steps": 4}), examples(16)
+    )
+    trainer.train(resume_from_checkpoint=True)
+    assert "checkpoint-3 was trained with another loss: {'label_weight': 0.8" in caplog.text
