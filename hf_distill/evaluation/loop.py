@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import EvalPrediction
 from transformers.trainer_pt_utils import EvalLoopContainer
+from transformers.utils import logging
 
 from hf_distill.distillation_loss import DistillationLossMixin, weighted_sum
 from hf_distill.evaluation.agreement import agreement_sums, finish_agreement, teacher_scores
@@ -20,6 +21,8 @@ from hf_distill.items import batch_size, count_labelled, select_rows, slice_batc
 from hf_distill.loss_plan import LossPlan
 from hf_distill.teachers.online import logits_of
 from hf_distill.teachers.signals import label_free
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -52,7 +55,8 @@ class EvaluationMixin(DistillationLossMixin):
     """
 
     _pass: _Pass | None = None
-    _task_metrics: tuple[str, ...] = ()
+    # The names of what compute_metrics gave, under each evaluation set's own prefix; a dict keeps their order.
+    _task_metrics: dict[str, None]
 
     def evaluation_loop(
         self,
@@ -68,6 +72,13 @@ class EvaluationMixin(DistillationLossMixin):
         wanted = self.compute_metrics is not None and not self.args.batch_eval_metrics
         # The student's metric is then of texts it wrote, the teacher's would be of logits.
         wanted = wanted and not getattr(self.args, "predict_with_generate", False)
+        if self.compute_metrics is not None and (
+            self.args.batch_eval_metrics or self.args.include_for_metrics
+        ):
+            logger.warning_once(
+                "The teacher's metric and retention are left out: compute_metrics is called batch by batch, or with "
+                "more than logits and labels (batch_eval_metrics, include_for_metrics)."
+            )
         self._pass = _Pass(
             keep_teacher=wanted and (key is None or key not in known),
             key=key,
@@ -80,7 +91,7 @@ class EvaluationMixin(DistillationLossMixin):
             self._raise_on_bad_teacher()
             metrics: dict[str, Any] = output.metrics or {}
             task = self._task_values(metrics, metric_key_prefix)
-            self._task_metrics = tuple(task)
+            self._task_metrics |= {f"{metric_key_prefix}_{name}": None for name in task}
             extra = self._summed_metrics()
             if wanted and task:
                 extra.update(self._against_teacher(task, output.label_ids, known, metric_key_prefix))
@@ -311,7 +322,14 @@ class EvaluationMixin(DistillationLossMixin):
     def _search_objective(self, metrics: dict[str, float]) -> float:
         best = self.args.metric_for_best_model
         if best is not None and best not in ("loss", "eval_loss"):
-            return metrics[best if best.startswith("eval_") else f"eval_{best}"]
-        if self._task_metrics:
-            return sum(metrics[f"eval_{name}"] for name in self._task_metrics)
-        return metrics["eval_loss/label"]
+            wanted = [best if best.startswith("eval_") else f"eval_{best}"]
+        else:  # several evaluation sets have a prefix each
+            of_label = [name for name in metrics if name.startswith("eval_") and name.endswith("loss/label")]
+            wanted = [name for name in self._task_metrics if name in metrics] or of_label
+        if not wanted or not metrics.keys() >= set(wanted):
+            raise ValueError(
+                f"hyperparameter_search: expected {wanted[0] if wanted else 'labels or compute_metrics'}, which does "
+                f"not move with alpha, to search by, received the metrics {sorted(metrics)}. Give compute_objective=, "
+                "compute_metrics=, labels in the evaluation set, or metric_for_best_model."
+            )
+        return sum(metrics[name] for name in wanted)

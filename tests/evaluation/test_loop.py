@@ -325,3 +325,55 @@ def test_the_best_checkpoint_is_the_one_with_less_of_an_error(
     seen = [entry[name] for entry in trainer.state.log_history if name in entry]
     assert len(seen) == 4
     assert trainer.state.best_metric == (max(seen) if expected else min(seen))
+
+
+# ---- searching over several sets, and what is left out -----------------------------------------
+
+
+def searched(folder: Any, eval_dataset: Any, **options: Any) -> Any:
+    """Search alpha over two trials, and return the best."""
+    trainer = distiller(
+        None, teacher_of(), arguments(folder, max_steps=1, eval_strategy="steps", eval_steps=1), examples(8),
+        eval_dataset=eval_dataset, model_init=lambda: bert(), **options,
+    )  # fmt: skip
+    return trainer.hyperparameter_search(
+        lambda trial: {"alpha": trial.suggest_float("alpha", 0, 1)},
+        backend="optuna",
+        n_trials=2,
+        direction="maximize",
+    )
+
+
+def right(prediction: Any) -> dict[str, float]:
+    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+@pytest.mark.parametrize("options", [{"compute_metrics": right}, {}])
+def test_a_search_sums_over_several_evaluation_sets(tmp_path: Any, options: Any) -> None:
+    pytest.importorskip("optuna")
+    sets = {"one": examples(4, seed=1), "other": examples(4, seed=2)}
+    best = searched(tmp_path, sets, **options)
+    assert 0 <= best.objective <= 2 if options else best.objective > 0
+
+
+def test_a_search_without_anything_to_go_by_is_an_error_that_helps(tmp_path: Any) -> None:
+    trainer = distiller(bert(), teacher_of(), arguments(tmp_path), examples(8))
+    with pytest.raises(
+        ValueError, match="expected labels or compute_metrics, which does not move with alpha"
+    ):
+        trainer._search_objective({"eval_loss": 1.0})
+    trainer.args.metric_for_best_model = "f1"
+    with pytest.raises(ValueError, match=r"expected eval_f1, .* received the metrics \['eval_loss'\]"):
+        trainer._search_objective({"eval_loss": 1.0})
+
+
+def test_what_leaves_the_teachers_metric_out_is_said(tmp_path: Any, caplog: Any) -> None:
+    import logging
+
+    logging.getLogger("hf_distill").propagate = True
+    args = arguments(tmp_path, include_for_metrics=["inputs"])
+    trainer = distiller(bert(), teacher_of(), args, examples(8), compute_metrics=right)
+    metrics = trainer.evaluate(examples(4, seed=1))
+    assert "eval_accuracy" in metrics
+    assert "eval_teacher_accuracy" not in metrics
+    assert "The teacher's metric and retention are left out" in caplog.text
