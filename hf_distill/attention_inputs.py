@@ -67,7 +67,7 @@ class AttentionInputs:
 
 @contextlib.contextmanager
 def attention_recorded(
-    model: Any, layers: frozenset[int], into: dict[int, AttentionInputs]
+    model: Any, layers: frozenset[int], into: dict[int, AttentionInputs], members: dict[int, int]
 ) -> Iterator[None]:
     """Stand in for the model's attention function: note the inputs of some layers, and call it.
 
@@ -75,6 +75,7 @@ def attention_recorded(
         model: a transformers model without wrappers.
         layers: which layers, counted from 1.
         into: takes what the first forward gives to each layer, the keys' heads as they are.
+        members: takes the number of each attention module, by its id.
 
     Raises:
         ValueError: an attention kernel that hides queries and masks.
@@ -85,7 +86,6 @@ def attention_recorded(
             f"attn_implementation: expected {' or '.join(_RECORDABLE)} for an objective on attention, received "
             f"{kernel!r}, whose masks can't be read. Load the model with attn_implementation='sdpa'."
         )
-    members: dict[int, int] = {}
 
     def record(module: Any, query: Any, key: Any, value: Any, mask: Any, *args: Any, **options: Any) -> Any:
         if not members:

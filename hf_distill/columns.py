@@ -126,6 +126,7 @@ class DistillationCollator:
         text_columns: the columns it encodes: one, or two for pairs.
         max_length: longest encoding that the teacher accepts, in tokens.
         encodings: those of several teachers, instead of one ``teacher_processing_class``.
+        numeric_labels: labels are numbers even where they are integers, as for a regression head.
 
     Raises:
         ValueError: no text to encode, or a row of which only some labels are NaN.
@@ -136,6 +137,7 @@ class DistillationCollator:
     text_columns: tuple[str, ...] = ()
     max_length: int | None = None
     encodings: tuple[TeacherEncoding, ...] = ()
+    numeric_labels: bool = False
 
     def __post_init__(self) -> None:
         """Take the one teacher's tokenizer for the only encoding."""
@@ -158,11 +160,11 @@ class DistillationCollator:
         for key, value in encoded.items():
             batch[key] = value
         labels = batch.get("labels")
-        if isinstance(labels, torch.Tensor) and labels.is_floating_point():
+        if isinstance(labels, torch.Tensor) and (self.numeric_labels or labels.is_floating_point()):
             if bool((labels == IGNORED).any()):
                 raise ValueError(
                     f"labels: expected NaN for a row without labels, received {IGNORED}, a target where labels "
-                    "are floats. Mark unlabelled rows with NaN."
+                    "are numbers. Make the column floats, and mark unlabelled rows with NaN."
                 )
             missing = labels.isnan().reshape(labels.shape[0], -1)
             unlabelled = missing.any(-1)

@@ -182,6 +182,8 @@ def check_labels(dataset: Any, model: Any, head: Head) -> None:
             if pyarrow.types.is_integer(kind):
                 _refuse("floats (0.0 or 1.0)", "integers", head)
             _check_width(chunk, depth, model, head)
+        elif pyarrow.compute.any(pyarrow.compute.equal(column, IGNORED)).as_py():
+            _refuse("NaN for an example without a label", f"{IGNORED}, a target like any other number", head)
 
 
 def _check_classes(column: Any, model: Any, head: Head) -> None:

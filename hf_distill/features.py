@@ -142,6 +142,7 @@ class Observation:
 
     needs: FeatureNeeds
     attention: dict[int, AttentionInputs] = field(default_factory=dict)
+    attention_numbers: dict[int, int] = field(default_factory=dict)
 
     def features(self, model: Any, outputs: Any, batch: Mapping[str, Any]) -> Features | None:
         """Return the features of the first forward, or None where nothing was asked for.
@@ -160,9 +161,15 @@ class Observation:
         kept = {number: states[number] for number in self.needs.hidden_states}
         missing = self.needs.attention - set(self.attention)
         if missing:
+            found = len(self.attention_numbers)
+            reason = (
+                f"its layers share {found} attention modules"
+                if found
+                else "its attention does not go through transformers' AttentionInterface"
+            )
             raise ValueError(
                 f"attention: expected queries and keys of layers {sorted(missing)} of {type(model).__name__}, received "
-                "none: its attention does not go through transformers' AttentionInterface. Use hidden_states instead."
+                f"none: {reason}. Use hidden_states instead."
             )
         example = next(iter(kept.values()), None)
         length = (
@@ -226,7 +233,9 @@ def observed(model: Any, needs: FeatureNeeds) -> Iterator[Observation]:
             stack.enter_context(_config_set(model.config, "output_hidden_states", True))
             stack.enter_context(_asked_of_adapters(model))
         if needs.attention:
-            stack.enter_context(attention_recorded(model, needs.attention, seen.attention))
+            stack.enter_context(
+                attention_recorded(model, needs.attention, seen.attention, seen.attention_numbers)
+            )
         yield seen
 
 

@@ -166,6 +166,8 @@ def _replaced_embeddings(model: nn.Module, x: torch.Tensor) -> Iterator[None]:
         calls.append(tuple(output.shape))
         if len(calls) > 1:  # a decoder may share its encoder's layer
             return None
+        if output.shape != x.shape:
+            return None  # refused below, by name
         # The table stays in the graph, with a gradient of 0: DDP would take it for unused otherwise.
         return x.to(output.device, output.dtype) + 0.0 * output
 

@@ -10,6 +10,8 @@ from torch import nn
 
 # Of two random tables it is about 1.4; of a student after a fine-tuning a few hundredths.
 LARGEST_DISTANCE = 0.5
+# Their embeddings are (length, batch, width): a point of ours, (batch, length, width), is not theirs.
+_LENGTH_FIRST = ("xlnet",)
 _INPUTS = ("input_ids", "pixel_values", "input_values", "input_features")
 
 
@@ -98,6 +100,13 @@ def check_input_space(student: nn.Module, teacher: nn.Module, own_encoding: bool
             "derivative: expected student and teacher to read the same tokens, received a teacher_processing_class of "
             f"the teacher's own, whose positions are others. {remedy}"
         )
+    for model in (student, teacher):
+        if getattr(getattr(model, "config", None), "model_type", None) in _LENGTH_FIRST:
+            raise ValueError(
+                f"derivative: expected models that embed texts as (examples, length, width), received "
+                f"{type(model).__name__}, which embeds them as (length, examples, width). Leave the derivative "
+                "objective out for this architecture."
+            )
     ours, theirs = (embedding_layer(model).weight for model in (student, teacher))
     if ours.numel() == 0 or theirs.numel() == 0:  # sharded by ZeRO-3: the first forward will tell
         return

@@ -233,7 +233,8 @@ def _whole(number: Any) -> int:
 def cut_config(config: PreTrainedConfig, stack: LayerStack, layer_map: list[int]) -> None:
     """Set the stack's depth and cut what the config says layer by layer, in place."""
     inner, depth = stack.config_of(config), stack.depth
-    setattr(inner, stack.field, len(layer_map))
+    if getattr(inner, stack.field) != len(layer_map):  # ProphetNet's refuses to be set at all
+        setattr(inner, stack.field, len(layer_map))
     if not stack.is_second_in_its_config and getattr(inner, "num_hidden_layers", None) == depth:
         inner.num_hidden_layers = len(layer_map)  # beside encoder_layers in some configs
     for name, value in list(vars(inner).items()):

@@ -81,6 +81,7 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         self._matches_functional_loss: bool | None = None
         self._part_sums: dict[str, torch.Tensor] = {}
         self._pending_parts: dict[str, float] = {}
+        self._task_metrics = {}
         self._finite = FiniteCheck()
         self._student_needs = FeatureNeeds()
         self.projections = nn.ModuleDict()
@@ -195,7 +196,10 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         if not self.encodings and self.head.kind == "single_label":
             return
         self.data_collator = DistillationCollator(
-            self.data_collator, text_columns=tuple(self._teacher_text_columns()), encodings=self.encodings
+            self.data_collator,
+            text_columns=tuple(self._teacher_text_columns()),
+            encodings=self.encodings,
+            numeric_labels=self.head.kind != "single_label",
         )
 
     def _resolve(self) -> LossPlan:
@@ -235,6 +239,10 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
             }
         mixture = self.teacher.describe() if isinstance(self.teacher, TeacherEnsemble) else {}
         return {**short, **self.plan.describe(), **mixture, "teacher": self.teacher.name}
+
+    def checkpoint_settings(self) -> dict[str, Any]:
+        """Return the loss, which a run that goes on from a checkpoint should share with the one that wrote it."""
+        return {"loss": resolve_loss(self.args, self.head.kind).describe()}
 
     def before_checkpoint(self) -> None:
         """Write no checkpoint of a student that a broken teacher has taught."""

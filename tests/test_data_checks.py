@@ -194,3 +194,10 @@ def test_one_hot_integers_are_no_classes():
     one_hot = datasets.Dataset.from_dict({"labels": [[1, 0, 0], [0, 1, 0]]})
     with pytest.raises(ValueError, match=r"expected one class for each example.*received several numbers"):
         check_labels(one_hot, bert(), SINGLE)
+
+
+@pytest.mark.parametrize("make", [as_dataset, as_list])
+def test_the_mark_of_integer_labels_is_no_number_to_learn(make):
+    with pytest.raises(ValueError, match=r"expected NaN for an example without a label.*received -100"):
+        check_labels(make([1, 2, -100]), bert(head="regression"), REGRESSION)
+    check_labels(make([1, 2, 3]), bert(head="regression"), REGRESSION)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -388,3 +389,16 @@ def test_a_peft_student_learns_from_derivatives(tmp_path: Any) -> None:
     after = [p for p in student.parameters() if p.requires_grad]
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert losses(trainer)[0] > 0
+
+
+def test_a_model_that_embeds_texts_length_first_is_refused_by_name() -> None:
+    from transformers import XLNetConfig, XLNetForSequenceClassification
+
+    def xlnet() -> Any:
+        return XLNetForSequenceClassification(
+            XLNetConfig(vocab_size=20, d_model=8, n_layer=1, n_head=2, d_inner=8)
+        )
+
+    student = xlnet()
+    with pytest.raises(ValueError, match="received XLNetForSequenceClassification, which embeds them as"):
+        check_input_space(student, copy.deepcopy(student))

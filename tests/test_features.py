@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
     AutoModelForSequenceClassification,
     DebertaV2Config,
     GPT2Config,
@@ -339,3 +341,13 @@ def test_selected_examples_keep_all_of_their_own() -> None:
     assert torch.equal(first.attention[2].allowed, features.attention[2].allowed[:1])
     assert first.attended.shape[0] == first.attention[1].query.shape[0] == 1
     assert first.shape == features.shape
+
+
+def test_shared_layers_are_refused_for_what_they_are() -> None:
+    sizes = {**SIZES, "embedding_size": 8, "num_hidden_layers": 3}
+    model = AlbertForSequenceClassification(AlbertConfig(**sizes)).eval()
+    batch = {name: value for name, value in collate(examples(2)).items() if name != "labels"}
+    with observed(model, FeatureNeeds(attention=frozenset({3}))) as seen:
+        outputs = model(**batch)
+    with pytest.raises(ValueError, match="received none: its layers share 1 attention modules"):
+        seen.features(model, outputs, batch)

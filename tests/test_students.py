@@ -601,3 +601,13 @@ def test_random_start_on_little_data_warns(tmp_path: Any) -> None:
         assert not warn_about_random_start(student_from_teacher(student, num_hidden_layers=1), 500)
         student.save_pretrained(tmp_path)
         assert not warn_about_random_start(hf.BertForSequenceClassification.from_pretrained(tmp_path), 500)
+
+
+def test_a_config_that_refuses_to_be_set_is_left_as_it_is_at_full_depth() -> None:
+    config = hf.ProphetNetConfig(
+        vocab_size=30, hidden_size=8, num_encoder_layers=2, num_decoder_layers=2, num_encoder_attention_heads=2,
+        num_decoder_attention_heads=2, encoder_ffn_dim=8, decoder_ffn_dim=8, max_position_embeddings=20,
+    )  # fmt: skip
+    teacher = hf.ProphetNetForConditionalGeneration(config)
+    student = student_from_teacher(teacher, num_hidden_layers={"encoder": 2, "decoder": 2})
+    assert all(torch.equal(a, b) for a, b in zip(teacher.parameters(), student.parameters(), strict=True))
