@@ -233,10 +233,10 @@ def _whole(number: Any) -> int:
 def cut_config(config: PreTrainedConfig, stack: LayerStack, layer_map: list[int]) -> None:
     """Set the stack's depth and cut what the config says layer by layer, in place."""
     inner, depth = stack.config_of(config), stack.depth
-    if getattr(inner, stack.field) != len(layer_map):  # ProphetNet's refuses to be set at all
+    if len(layer_map) != depth:  # ProphetNet's refuses to be set at all
         setattr(inner, stack.field, len(layer_map))
-    if not stack.is_second_in_its_config and getattr(inner, "num_hidden_layers", None) == depth:
-        inner.num_hidden_layers = len(layer_map)  # beside encoder_layers in some configs
+        if not stack.is_second_in_its_config and getattr(inner, "num_hidden_layers", None) == depth:
+            inner.num_hidden_layers = len(layer_map)  # beside encoder_layers in some configs
     for name, value in list(vars(inner).items()):
         if name.startswith("decoder") != stack.is_second_in_its_config:
             continue  # in a config of two stacks, the decoder's lists say so in their names
