@@ -23,6 +23,7 @@ from hf_distill.teachers.finite_check import FiniteCheck
 from hf_distill.teachers.online import add_decoder_inputs, logits_of
 from hf_distill.teachers.signals import Teacher, TeacherSignals, member_logits
 from hf_distill.teachers.softness import SoftnessMeter
+from hf_distill.teachers.sparse import rows_for
 
 
 def weighted_sum(plan: LossPlan, parts: dict[str, Any]) -> Any:
@@ -216,7 +217,8 @@ class DistillationLossMixin(ExampleTermsMixin, FeatureTermsMixin):
                 continue  # example_sums has them
             if level == "item":
                 if items.student_logits.shape[0] > 0:
-                    sums[term.key] = term.objective(items).sum(), items.student_logits.shape[0]
+                    rows = rows_for(term.objective, items)
+                    sums[term.key] = term.objective(rows).sum(), items.student_logits.shape[0]
                 continue
             total = self.feature_sum(term, items, signals, batch, features)
             sums[term.key] = total, count_items(batch, self.head, level)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hf_distill.columns import BatchColumns
-from hf_distill.features import FeatureNeeds, Features, shape_of
+from hf_distill.features import FeatureNeeds, Features, ModelShape, shape_of
 from hf_distill.items import token_weights
 from hf_distill.loss_plan import LossPlan, Term
 from hf_distill.objectives.base import Rows, check_not_negative
@@ -46,7 +46,7 @@ class FeatureTermsMixin(ProjectionsMixin):
             student = shape_of(self._student(), "student")
             for one in followed(self.teacher, term.teacher, term.key):
                 with one.naming():
-                    shapes = student, shape_of(_observable(one), "teacher")
+                    shapes = student, _shape_of(one)
                     self._check_positions(term, one)
                     own, other = term.objective.feature_needs(*shapes)
                 self._student_needs = self._student_needs | own
@@ -118,9 +118,15 @@ class FeatureTermsMixin(ProjectionsMixin):
         )
 
 
-def _observable(one: Followed) -> Any:
-    """Return the model of a teacher that says it gives features."""
+def _shape_of(one: Followed) -> ModelShape:
+    """Return the sizes of a teacher that says it gives features: a cache's manifest has them, or its model."""
     teacher: Any = one.teacher
+    kept = getattr(teacher, "shape", None)
+    return kept if isinstance(kept, ModelShape) else shape_of(_observable(teacher), "teacher")
+
+
+def _observable(teacher: Any) -> Any:
+    """Return the model of a teacher that says it gives features."""
     if not (hasattr(teacher, "model") and hasattr(teacher, "feature_needs")):
         raise ValueError(
             f"teacher: expected one that gives features to have a model, for its sizes, and feature_needs, which "

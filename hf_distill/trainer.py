@@ -13,6 +13,8 @@ from transformers.utils import logging
 
 from hf_distill import compatibility, data_checks
 from hf_distill.arguments import DistillationArgumentsMixin
+from hf_distill.cache.collation import FIRST_ANSWERS, CachedAnswersCollator, caches_of
+from hf_distill.cache.teacher_cache import TeacherCache
 from hf_distill.checkpointing import CheckpointingMixin
 from hf_distill.columns import (
     SPECIAL_TOKENS,
@@ -46,6 +48,7 @@ from hf_distill.teachers.preparation import (
     teacher_encodings,
 )
 from hf_distill.teachers.signals import Teacher
+from hf_distill.teachers.sparse import SPARSE, check_sparse
 
 logger = logging.get_logger(__name__)
 
@@ -169,6 +172,8 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
         for index, member in enumerate(members):
             reads_ids = "input_ids" in self.columns.student and "input_ids" in member.columns
+            if isinstance(member, TeacherCache) and "input_ids" in member.columns:
+                member.check_tokenizer(own[index] or tokenizer)
             if isinstance(member, OnlineTeacher) and "input_ids" in member.columns:
                 compatibility.align_padding(own[index] or tokenizer, member.model)
             if isinstance(member, OnlineTeacher) and own[index] is None and reads_ids:
@@ -192,15 +197,34 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         return getattr(self.args, "teacher_text_columns", None) or ["text", "text_pair"]
 
     def _wrap_collator(self) -> None:
-        """Let the collator encode for the teacher, and mark unlabelled rows, where either is needed."""
-        if not self.encodings and self.head.kind == "single_label":
-            return
-        self.data_collator = DistillationCollator(
-            self.data_collator,
-            text_columns=tuple(self._teacher_text_columns()),
-            encodings=self.encodings,
-            numeric_labels=self.head.kind != "single_label",
-        )
+        """Let the collator encode for the teacher, mark unlabelled rows, and look answers up, where it is needed."""
+        if self.encodings or self.head.kind != "single_label":
+            self.data_collator = DistillationCollator(
+                self.data_collator,
+                text_columns=tuple(self._teacher_text_columns()),
+                encodings=self.encodings,
+                numeric_labels=self.head.kind != "single_label",
+            )
+        caches = caches_of(self.teacher, self.columns.own_encoding)
+        if caches:
+            self.data_collator = CachedAnswersCollator(self.data_collator, caches)
+            self._ask_for_first_answers()
+
+    def _ask_for_first_answers(self) -> None:
+        """Raise now, and not after the first epoch, where a cache was captured of other data."""
+        with untouched_randomness():
+            for dataset in self._datasets():
+                if hasattr(dataset, "__getitem__") and (_length(dataset) or 0) > 0:
+                    rows = [dataset[index] for index in range(min(len(dataset), FIRST_ANSWERS))]
+                    self.data_collator(self._without_unused(rows))
+
+    def _without_unused(self, rows: list[Any]) -> list[Any]:
+        """Return rows with the columns that Trainer hands to the collator."""
+        if not self.args.remove_unused_columns or not all(isinstance(row, dict) for row in rows):
+            return rows
+        self._set_signature_columns_if_needed()
+        kept = set(self._signature_columns or ())
+        return [{name: value for name, value in row.items() if name in kept} for row in rows]
 
     def _resolve(self) -> LossPlan:
         """Resolve the arguments into the loss, and check that the teacher can answer for it."""
@@ -220,7 +244,9 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         asked = followed(self.teacher, term.teacher, term.key) if inside else (Followed(self.teacher),)
         for one in asked:
             missing = term.objective.needs - one.teacher.provides - _FROM_THE_DATA
-            if missing:
+            if missing == {"log_probs"} and one.teacher.provides & SPARSE:
+                check_sparse(term.key, term.objective, bool(term.temperatures), one.teacher)
+            elif missing:
                 with one.naming():
                     raise ValueError(
                         f"objective {term.key!r}: expected a teacher that gives {', '.join(sorted(missing))}, "

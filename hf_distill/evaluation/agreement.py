@@ -11,6 +11,7 @@ from hf_distill.objectives.base import Rows, at_least_float32
 from hf_distill.objectives.binary_kl import BinaryKL
 from hf_distill.objectives.forward_kl import ForwardKL
 from hf_distill.teachers.signals import TeacherSignals, retemperable_logits
+from hf_distill.teachers.sparse import coarsened
 
 
 def agreement_sums(rows: Rows, head: Head) -> dict[str, tuple[torch.Tensor, int]]:
@@ -37,7 +38,10 @@ def agreement_sums(rows: Rows, head: Head) -> dict[str, tuple[torch.Tensor, int]
     if head.kind == "single_label":
         scores: Any = teacher_scores(rows.teacher, head)
         same = student.argmax(-1) == scores.argmax(-1)
-        return {"agreement": (same.sum(), items), "mean_kl": (ForwardKL(1.0)(rows).sum(), items)}
+        return {
+            "agreement": (same.sum(), items),
+            "mean_kl": (ForwardKL(1.0)(coarsened(rows, 1.0)).sum(), items),
+        }
     teacher = rows.teacher.logits
     if teacher is None:
         return {}

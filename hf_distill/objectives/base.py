@@ -81,6 +81,9 @@ class Objective(ABC):
         heads: the kinds of head it is defined for.
         batch_relational: whether a row's value depends on the other rows of the micro-batch, and so on how
             a batch is split.
+        sparse: which signals over a part of the classes it can be taken over in place of ``log_probs``: ``top_k``
+            (with all others as one class) where merging classes leaves it a divergence, and ``sampled`` where it is
+            linear in the teacher's probabilities but for what the student does not move.
         paper: where it comes from, for the generated table.
         cost: what it adds to a step, for the generated table.
     """
@@ -90,6 +93,7 @@ class Objective(ABC):
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
     heads: ClassVar[frozenset[str]] = frozenset({"single_label"})
     batch_relational: ClassVar[bool] = False
+    sparse: ClassVar[frozenset[str]] = frozenset()
     paper: ClassVar[str]
     cost: ClassVar[str]
 

@@ -52,6 +52,7 @@ class ForwardKL(Objective):
     name: ClassVar[str] = "forward_kl"
     needs: ClassVar[frozenset[str]] = frozenset({"log_probs"})
     heads: ClassVar[frozenset[str]] = frozenset({"single_label"})
+    sparse: ClassVar[frozenset[str]] = frozenset({"top_k", "sampled"})
     paper: ClassVar[str] = "Hinton et al. 2015, arXiv 1503.02531"
     cost: ClassVar[str] = (
         "exact to the last digits: 3 to 4 times soft_cross_entropy, whose gradient is the same; keeps nothing but the "

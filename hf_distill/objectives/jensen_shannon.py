@@ -51,6 +51,7 @@ class JensenShannon(Objective):
     name: ClassVar[str] = "jensen_shannon"
     needs: ClassVar[frozenset[str]] = frozenset({"log_probs"})
     heads: ClassVar[frozenset[str]] = frozenset({"single_label"})
+    sparse: ClassVar[frozenset[str]] = frozenset({"top_k"})
     paper: ClassVar[str] = "Agarwal et al. 2023 (GKD), arXiv 2306.13649"
     cost: ClassVar[str] = (
         "two skew divergences: 2 to 3 times forward_kl on a CPU, 9 times over 30,000 classes"

@@ -51,6 +51,7 @@ class ReverseKL(Objective):
     name: ClassVar[str] = "reverse_kl"
     needs: ClassVar[frozenset[str]] = frozenset({"log_probs"})
     heads: ClassVar[frozenset[str]] = frozenset({"single_label"})
+    sparse: ClassVar[frozenset[str]] = frozenset({"top_k"})
     paper: ClassVar[str] = "Gu et al. 2023 (MiniLLM), arXiv 2306.08543"
     cost: ClassVar[str] = "that of forward_kl"
 

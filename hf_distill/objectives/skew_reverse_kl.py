@@ -51,6 +51,7 @@ class SkewReverseKL(Objective):
     name: ClassVar[str] = "skew_reverse_kl"
     needs: ClassVar[frozenset[str]] = frozenset({"log_probs"})
     heads: ClassVar[frozenset[str]] = frozenset({"single_label"})
+    sparse: ClassVar[frozenset[str]] = frozenset({"top_k"})
     paper: ClassVar[str] = "Ko et al. 2024 (DistiLLM), arXiv 2402.03898"
     cost: ClassVar[str] = "two log-softmaxes and the logarithm of a mixture over the classes"
 

@@ -51,6 +51,7 @@ class SoftCrossEntropy(Objective):
     name: ClassVar[str] = "soft_cross_entropy"
     needs: ClassVar[frozenset[str]] = frozenset({"log_probs"})
     heads: ClassVar[frozenset[str]] = frozenset({"single_label"})
+    sparse: ClassVar[frozenset[str]] = frozenset({"top_k", "sampled"})
     paper: ClassVar[str] = "Hinton et al. 2015, arXiv 1503.02531"
     cost: ClassVar[str] = "two log-softmaxes over the classes"
 

@@ -46,6 +46,7 @@ class TotalVariation(Objective):
     name: ClassVar[str] = "total_variation"
     needs: ClassVar[frozenset[str]] = frozenset({"log_probs"})
     heads: ClassVar[frozenset[str]] = frozenset({"single_label"})
+    sparse: ClassVar[frozenset[str]] = frozenset({"top_k"})
     paper: ClassVar[str] = "Wen et al. 2023, arXiv 2307.15190"
     cost: ClassVar[str] = "two softmaxes over the classes"
 

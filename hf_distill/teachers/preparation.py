@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from hf_distill import compatibility
+from hf_distill.cache.manifest import MANIFEST_NAME
+from hf_distill.cache.teacher_cache import TeacherCache
 from hf_distill.columns import TEACHER_PREFIX, TeacherEncoding, member_prefix
 from hf_distill.items import Head
 from hf_distill.teachers.ensemble import TeacherEnsemble
@@ -80,6 +82,10 @@ class TeacherPreparation:
                 "without one use transformers.Trainer."
             )
         name = None
+        if isinstance(teacher, (str, Path)) and (Path(teacher) / MANIFEST_NAME).is_file():
+            teacher = TeacherCache(teacher)
+        if isinstance(teacher, TeacherCache):
+            return teacher.prepared(self.student, self.head)
         if isinstance(teacher, (str, Path)):
             name = str(teacher)
             teacher = load_teacher_model(

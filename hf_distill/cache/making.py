@@ -1,0 +1,364 @@
+"""Makes a cache: what to say of the teacher, the data sets one after another, and the comparison with what is there."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import DataCollatorWithPadding, default_data_collator
+
+from hf_distill import compatibility
+from hf_distill.cache.capture import Capture, Examples, finish, locked, make_plan, manifest_for
+from hf_distill.cache.errors import CacheError
+from hf_distill.cache.formats import FullLogits, SignalFormat
+from hf_distill.cache.index import Index
+from hf_distill.cache.keys import questions
+from hf_distill.cache.manifest import Source, tokenizer_hash, weights_hash
+from hf_distill.cache.teacher_cache import TeacherCache
+from hf_distill.columns import LABEL_COLUMNS
+from hf_distill.features import FeatureNeeds, shape_of
+from hf_distill.items import head_of
+from hf_distill.teachers.ensemble import TeacherEnsemble
+from hf_distill.teachers.online import OnlineTeacher
+
+# How far two runs of the same teacher may differ, relative to the largest logit.
+_TOLERANCES = {"float32": 1e-3, "float64": 1e-3}
+_HALF_TOLERANCE = 5e-2
+_COMPARED_ROWS = 8
+
+
+def capture(
+    teacher: Any,
+    dataset: Any,
+    folder: str | Path,
+    *,
+    data_collator: Callable[[list[Any]], Mapping[str, Any]] | None = None,
+    processing_class: Any = None,
+    text_columns: Sequence[str] = ("text", "text_pair"),
+    signals: SignalFormat | None = None,
+    hidden_states: Sequence[int] = (),
+    batch_size: int = 32,
+    bf16: bool = False,
+    device: str | torch.device | None = None,
+    say: Callable[[str], None] = print,
+) -> Any:
+    """Ask a teacher about every example once, and return the cache of its answers.
+
+    Examples that are there already are not asked again, so a cut-off capture goes on, and another data set can be
+    added. Several processes (``accelerate launch``) share the shards.
+
+    Args:
+        teacher: a model, a Hub id or a folder; of a list or an ensemble each member gets a folder of its own.
+        dataset: anything with a length and an index, or several by name, as a DatasetDict.
+        folder: where to put it.
+        data_collator: as in training; by default one that pads with ``processing_class``.
+        processing_class: the tokenizer, kept in mind to be compared with that of a run. Rows that have text and no
+            ``input_ids`` are encoded with it.
+        text_columns: the columns that it then encodes.
+        signals: :class:`~hf_distill.cache.formats.FullLogits` (default), ``TopKLogits`` or ``SampledLogits``.
+        hidden_states: numbers of hidden states to keep in bfloat16, 0 being the embeddings'.
+        batch_size: examples that the teacher reads at once.
+        bf16: compute in bfloat16.
+        device: default: the accelerator if there is one.
+        say: is told what will be done, with an estimate of bytes and time, before it is.
+
+    Returns:
+        The cache, or a :class:`hf_distill.TeacherEnsemble` of several.
+
+    Raises:
+        CacheError: whatever keeps a cache from being right: another teacher's cache in that folder, another capture at
+            work, inputs drawn anew whenever they are read, logits that are not finite, a disk that is full.
+    """
+    options: dict[str, Any] = {
+        "data_collator": data_collator, "processing_class": processing_class, "text_columns": text_columns,
+        "signals": signals or FullLogits(), "hidden_states": tuple(hidden_states), "batch_size": batch_size,
+        "bf16": bf16, "device": _device(device), "say": say,
+    }  # fmt: skip
+    members, ensemble = _members(teacher)
+    if ensemble is None:
+        return _capture_one(members[0], dataset, Path(folder), **options)
+    folders = [Path(folder) / f"teacher-{number}" for number in range(len(members))]
+    caches = [
+        _capture_one(one, dataset, place, **options) for one, place in zip(members, folders, strict=True)
+    ]
+    return TeacherEnsemble(caches, ensemble.weights, ensemble.combine)
+
+
+def _members(teacher: Any) -> tuple[list[Any], TeacherEnsemble | None]:
+    if isinstance(teacher, (list, tuple)):
+        teacher = TeacherEnsemble(teacher) if len(teacher) > 1 else teacher[0]
+    return (list(teacher.members), teacher) if isinstance(teacher, TeacherEnsemble) else ([teacher], None)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
+def _capture_one(
+    teacher: Any, dataset: Any, folder: Path, *, device: torch.device, say: Any, **options: Any
+) -> Any:
+    online, revision = _online(teacher, device, options["bf16"])
+    if options["processing_class"] is not None and "input_ids" in online.columns:
+        compatibility.align_padding(options["processing_class"], online.model)
+    source = source_of(online, revision, **{name: options[name] for name in _OF_SOURCE})
+    online.feature_needs = FeatureNeeds(hidden_states=frozenset(source.hidden_states))
+    rank, processes = _process()
+    with locked(folder) if rank == 0 else contextlib.nullcontext():
+        _wait(processes)
+        for name, rows in _by_name(dataset).items():
+            examples = Examples(rows, _collator(rows, online, options), frozenset(source.columns), device)
+            _capture_rows(folder, online, examples, source, name, rank, processes, say, options)
+    return TeacherCache(folder, online if rank == 0 else None)
+
+
+_OF_SOURCE = ("processing_class", "signals", "hidden_states", "bf16")
+
+
+def _capture_rows(
+    folder: Path, online: OnlineTeacher, examples: Examples, source: Source, name: str, rank: int, processes: int,
+    say: Callable[[str], None], options: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Capture one data set: plan, estimate, ask, seal."""
+    if rank == 0:
+        manifest_for(folder, source, _versions())
+    _wait(processes)
+    manifest = manifest_for(folder, source, _versions())
+    known = None if manifest.index is None else Index(folder / manifest.index)
+
+    def row_bytes(length: int) -> int:
+        from hf_distill.cache.capture import bytes_of
+
+        return bytes_of(source, options["signals"], length)
+
+    plan = make_plan(examples, known, row_bytes, options["batch_size"])
+    work = Capture(folder, online, examples, source, options["signals"], plan, rank, processes)
+    if rank == 0:
+        say(_estimate(work, name, folder))
+    work.run()
+    _wait(processes)
+    if rank == 0:
+        finish(folder, manifest, plan)
+    _wait(processes)
+
+
+def _estimate(work: Capture, name: str, folder: Path) -> str:
+    plan, rows = work.plan, len(work.examples.rows)
+    if not plan.indices:
+        return f"{name}: the teacher's answers to all {rows:,} examples are in {folder}"
+    left = work.missing()
+    there = (
+        f", {plan.shards - len(left)} of {plan.shards} shards are there" if len(left) < plan.shards else ""
+    )
+    return (
+        f"{name}: asking the teacher about {len(plan.indices):,} of {rows:,} examples (the others are there, or the "
+        f"same){there}; {_size(work.bytes())} in {folder}, about {_duration(work.seconds() / work.processes)}"
+    )
+
+
+def _size(number: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else (
+        f"{seconds / 3600:.1f} h"
+    )  # fmt: skip
+
+
+def source_of(
+    online: OnlineTeacher,
+    revision: str | None = None,
+    processing_class: Any = None,
+    signals: SignalFormat | None = None,
+    hidden_states: Sequence[int] = (),
+    bf16: bool = False,
+) -> Source:
+    """Return what a cache says of a teacher and of how it was asked.
+
+    Raises:
+        CacheError: an encoder-decoder, hidden states beside sparse logits, or of a model without one stack of layers.
+    """
+    signals = signals or FullLogits()
+    model: Any = online.model
+    config = model.config
+    if getattr(config, "is_encoder_decoder", False):
+        raise CacheError(
+            f"teacher: expected a model whose answer depends on its inputs alone, received {type(model).__name__}, an "
+            "encoder-decoder, which reads labels. Ask it online."
+        )
+    head = head_of(model)
+    tokens = compatibility.predicts_tokens(model)
+    names = tuple(str(config.id2label[number]) for number in range(config.num_labels))
+    shape = None
+    if hidden_states:
+        if not isinstance(signals, FullLogits):
+            raise CacheError("hidden_states: expected full logits beside them, received sparse ones.")
+        found = shape_of(model, "teacher")
+        shape = {**asdict(found), "cut_from": None if found.cut_from is None else list(found.cut_from)}
+        if max(hidden_states) > found.layers or min(hidden_states) < 0:
+            raise CacheError(
+                f"hidden_states: expected numbers from 0 to {found.layers}, received {list(hidden_states)}."
+            )
+    return Source(
+        teacher=online.name,
+        revision=revision or getattr(config, "_commit_hash", None),
+        weights=weights_hash(model),
+        tokenizer=None if processing_class is None else tokenizer_hash(processing_class),
+        columns=tuple(sorted(online.columns - LABEL_COLUMNS - _ANSWERS_ONLY)),
+        labels=None if tokens else names,
+        classes=config.vocab_size if tokens else config.num_labels,
+        head={"kind": head.kind, "positions": head.positions},
+        signals=signals.describe(),
+        hidden_states=tuple(sorted(hidden_states)),
+        shape=shape,
+        dtype="bfloat16 autocast" if bf16 else str(next(model.parameters()).dtype).removeprefix("torch."),
+        attention=getattr(config, "_attn_implementation", None),
+    )
+
+
+# Arguments of a forward that say in which form to answer, and no input.
+_ANSWERS_ONLY = frozenset(
+    "return_dict output_attentions output_hidden_states use_cache past_key_values logits_to_keep cache_position".split()
+)
+
+
+def _online(teacher: Any, device: torch.device, bf16: bool) -> tuple[OnlineTeacher, str | None]:
+    """Return a prepared teacher from a model, a name or a folder."""
+    if isinstance(teacher, OnlineTeacher):
+        return teacher, None
+    name = None
+    if isinstance(teacher, (str, Path)):
+        name = str(teacher)
+        config = transformers.AutoConfig.from_pretrained(name)
+        kind = getattr(transformers, (config.architectures or [""])[0], None)
+        if kind is None:
+            raise CacheError(
+                f"teacher: expected a model of transformers, received {name!r} ({config.architectures})."
+            )
+        teacher = kind.from_pretrained(name)
+    if not isinstance(teacher, nn.Module) or getattr(teacher, "config", None) is None:
+        raise CacheError(
+            f"teacher: expected a transformers model, a Hub id or a folder, received {type(teacher).__name__}."
+        )
+
+    def autocast() -> Any:
+        return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+    return OnlineTeacher(teacher, name, autocast=autocast).to(device), None
+
+
+def _by_name(dataset: Any) -> dict[str, Any]:
+    return dict(dataset) if isinstance(dataset, Mapping) else {"dataset": dataset}
+
+
+def _collator(rows: Any, online: OnlineTeacher, options: Mapping[str, Any]) -> Callable[[list[Any]], Any]:
+    """Return what makes a teacher's batch of rows: the collator given, over the columns that it reads."""
+    tokenizer, texts = options["processing_class"], tuple(options["text_columns"])
+    first = rows[0] if len(rows) else {}
+    encodes = "input_ids" in online.columns and "input_ids" not in first and tokenizer is not None
+    if encodes and texts[0] in first:
+        longest = compatibility.longest_input(online.model)
+        limits = [
+            n for n in (longest, getattr(tokenizer, "model_max_length", None)) if n is not None and n < 10**9
+        ]
+
+        def encode(examples: list[Any]) -> Any:
+            given = [[row[name] for row in examples] for name in texts if name in examples[0]]
+            return tokenizer(
+                *given,
+                padding=True,
+                truncation=True,
+                max_length=min(limits, default=None),
+                return_tensors="pt",
+            )
+
+        return encode
+    collator = options["data_collator"]
+    if collator is None:
+        collator = default_data_collator if tokenizer is None else DataCollatorWithPadding(tokenizer)
+    accepted = online.columns | LABEL_COLUMNS
+    return lambda examples: collator([{k: v for k, v in row.items() if k in accepted} for row in examples])
+
+
+def check_same_answers(cache: TeacherCache, online: OnlineTeacher) -> None:
+    """Raise where a model is not the one that answered, by its weights.
+
+    Raises:
+        CacheError: naming both hashes.
+    """
+    own = weights_hash(online.model)
+    if own != cache.source.weights:
+        raise CacheError(
+            f"teacher: expected the one that {cache.folder} was captured from ({cache.source.teacher}, weights "
+            f"{cache.source.weights}), received {online.name} (weights {own}). Give that one, or another folder."
+        )
+
+
+def check_rows(cache: TeacherCache, online: OnlineTeacher, batch: Mapping[str, Any]) -> None:
+    """Ask a model about a few rows again, and raise where it answers otherwise.
+
+    Args:
+        cache: with full logits.
+        online: the model that answered.
+        batch: on the model's device.
+
+    Raises:
+        CacheError: naming the row and both answers.
+    """
+    few = {name: value[:_COMPARED_ROWS] for name, value in batch.items() if isinstance(value, torch.Tensor)}
+    kept, now = cache(few).logits, online(few).logits
+    if kept is None or now is None:
+        return
+    tolerance = _TOLERANCES.get(cache.source.dtype, _HALF_TOLERANCE)
+    if cache.source.signals.get("dtype") == "bfloat16":
+        tolerance = _HALF_TOLERANCE
+    for question in questions(few, cache.source.columns):
+        place = slice(question.start, question.stop) if cache.source.head["positions"] else ...
+        own, other = kept[question.row][place].float(), now[question.row][place].float()
+        if (own - other).abs().max() > tolerance * max(float(other.abs().max()), 1.0):
+            raise CacheError(
+                f"{cache.folder}: expected the teacher to answer as it did, received {other.flatten()[:4].tolist()} "
+                f"for {own.flatten()[:4].tolist()} in row {question.row}: other weights, inputs or precision. Capture "
+                "anew."
+            )
+
+
+def _process() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _wait(processes: int) -> None:
+    if processes > 1:
+        torch.distributed.barrier()
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"torch": torch.__version__, "transformers": transformers.__version__}
+    with contextlib.suppress(PackageNotFoundError):  # a checkout that was not installed
+        found["hf_distill"] = version("hf-distill")
+    return found
+
+
+def default_folder(base: str | Path, source: Source) -> Path:
+    """Return the folder of a teacher's cache under a base: another teacher, or another format, has another."""
+    text = json.dumps(asdict(source), sort_keys=True, default=list)
+    return Path(base) / f"cache-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"

@@ -1,0 +1,164 @@
+"""What a cache says of itself: which teacher answered, how, and which files hold it; compared before it is used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_distill.cache.errors import CacheError
+from hf_distill.cache.shards import write_whole
+
+MANIFEST_NAME = "teacher_cache.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """Whose answers a cache holds, and in which form. Two caches with the same source can be merged.
+
+    Args:
+        teacher: Hub id, folder or class name.
+        revision: branch, tag or commit it was loaded from, where known.
+        weights: hash of all parameters and buffers.
+        tokenizer: hash of the vocabulary that its ids are of; None where no tokenizer was given.
+        columns: what it reads of a batch.
+        labels: the names of its classes; None where the classes are tokens.
+        classes: how many there are.
+        head: kind, and whether each position has an answer.
+        signals: name and settings of the format.
+        hidden_states: the kept hidden states by number; 0 is the embeddings'.
+        shape: sizes of the model, where hidden states are kept.
+        dtype: what it computed in.
+        attention: its attention implementation.
+    """
+
+    teacher: str
+    revision: str | None
+    weights: str
+    tokenizer: str | None
+    columns: tuple[str, ...]
+    labels: tuple[str, ...] | None
+    classes: int
+    head: Mapping[str, Any]
+    signals: Mapping[str, Any]
+    hidden_states: tuple[int, ...]
+    shape: Mapping[str, Any] | None
+    dtype: str
+    attention: str | None
+
+    def check_same(self, other: Source, where: str, elsewhere: str) -> None:
+        """Raise where two sources differ, naming both sides.
+
+        Raises:
+            CacheError: with the first value that differs.
+        """
+        for one in fields(self):
+            own, theirs = _plain(getattr(self, one.name)), _plain(getattr(other, one.name))
+            if own != theirs:
+                raise CacheError(
+                    f"{one.name}: expected {where} and {elsewhere} to have the same, received {own!r} and {theirs!r}. "
+                    "Give each teacher, and each way of asking it, a folder of its own."
+                )
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """A file of a finished capture."""
+
+    file: str
+    rows: int
+    bytes: int
+    hash: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The source, the shards of all finished captures, and the index over them."""
+
+    source: Source
+    shards: tuple[ShardRecord, ...] = ()
+    index: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def write(self, folder: Path) -> None:
+        """Put the manifest in its place, whole."""
+        text = json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        write_whole(folder / MANIFEST_NAME, lambda file: file.write(text.encode()))
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Return the manifest of a folder.
+
+        Raises:
+            CacheError: none there, a damaged one, or one of a newer version.
+        """
+        path = folder / MANIFEST_NAME
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise CacheError(
+                f"{folder}: expected a teacher cache, found no {MANIFEST_NAME} there. Make one with "
+                "TeacherCache.capture(...) or `hf-distill cache capture`."
+            ) from error
+        except ValueError as error:
+            raise CacheError(f"{path}: expected JSON, found a damaged file: {error}.") from error
+        if held.get("format_version") != FORMAT_VERSION:
+            raise CacheError(
+                f"{path}: expected format version {FORMAT_VERSION}, received {held.get('format_version')!r}. Use the "
+                "hf_distill that wrote it, or capture again."
+            )
+        source = {name: _tuple(value) for name, value in held.pop("source").items()}
+        shards = tuple(ShardRecord(**shard) for shard in held.pop("shards"))
+        return cls(source=Source(**source), shards=shards, **held)
+
+    def with_shards(self, shards: tuple[ShardRecord, ...], index: str) -> Manifest:
+        """Return the manifest with other files."""
+        return replace(self, shards=shards, index=index)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def file_hash(path: Path) -> str:
+    """Return a hash of a file's bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """Return a hash of a model's parameters and buffers, names included.
+
+    Example:
+        >>> weights_hash(torch.nn.Linear(1, 1)) == weights_hash(torch.nn.Linear(1, 1))
+        False
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(model.state_dict().items()):
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def tokenizer_hash(tokenizer: Any) -> str | None:
+    """Return a hash of a tokenizer's tokens and their ids, or None for what has no vocabulary."""
+    vocabulary = getattr(tokenizer, "get_vocab", None)
+    if vocabulary is None:
+        return None
+    text = json.dumps(sorted(vocabulary().items()), ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,383 @@
+"""TeacherCache: a teacher that answers from disk what a model was asked once."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from hf_distill.cache.capture import encoded_answers, locked, seal
+from hf_distill.cache.errors import CacheError
+from hf_distill.cache.formats import build_format
+from hf_distill.cache.index import Index
+from hf_distill.cache.keys import Question, questions
+from hf_distill.cache.manifest import MANIFEST_NAME, Manifest, ShardRecord, Source, file_hash, tokenizer_hash
+from hf_distill.cache.shards import Shard, write_shard
+from hf_distill.columns import columns_for
+from hf_distill.compatibility import label_order
+from hf_distill.features import FeatureNeeds, Features, ModelShape
+from hf_distill.items import Head, batch_size
+from hf_distill.teachers.online import OnlineTeacher
+from hf_distill.teachers.signals import DenseSignals, TeacherSignals
+
+# So many answers that were asked for in training are kept in memory before they go to disk.
+_ADDED_AT_ONCE = 4096
+
+
+class TeacherCache:
+    """A teacher's answers on disk; good as ``teacher=``, and no weights are needed then.
+
+    Each answer is found by a hash of what the teacher read, so shuffling, subsets, several epochs, padding, the number
+    of processes and the way a batch is split change nothing. An example that is not there is an error, or asked of the
+    model. Files are mapped, not read: a cache may be larger than memory. Every answer has a checksum, which is looked
+    at whenever it is read.
+
+    Args:
+        folder: made by :meth:`capture`, or the id of a data set on the Hub that holds one.
+        teacher: the model that answered, for ``on_missing="ask"`` and to be compared with a few answers.
+        on_missing: ``error``, or ``ask``: the teacher is asked, and its answer added.
+
+    Raises:
+        CacheError: no cache there, an unfinished one, or damage; another teacher than the one that answered.
+
+    Example:
+        >>> import tempfile
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        >>> teacher = BertForSequenceClassification(BertConfig(vocab_size=10, **sizes))
+        >>> rows = [{"input_ids": [1, 2], "attention_mask": [1, 1]}, {"input_ids": [3, 4], "attention_mask": [1, 1]}]
+        >>> cache = TeacherCache.capture(teacher, rows, tempfile.mkdtemp(), say=lambda line: None)
+        >>> batch = {"input_ids": torch.tensor([[3, 4, 0]]), "attention_mask": torch.tensor([[1, 1, 0]])}
+        >>> torch.allclose(cache(batch).logits, teacher(**batch).logits, atol=1e-6)
+        True
+    """
+
+    # What the trainer's active objectives ask for; all that is kept is there anyway.
+    feature_needs = FeatureNeeds()
+
+    def __init__(self, folder: str | Path, teacher: Any = None, on_missing: str = "error") -> None:
+        if on_missing not in ("error", "ask"):
+            raise CacheError(f"on_missing: expected error or ask, received {on_missing!r}.")
+        if on_missing == "ask" and teacher is None:
+            raise CacheError("on_missing: expected teacher= beside 'ask', received none. Give the model.")
+        self.folder = _local(folder)
+        self.on_missing = on_missing
+        self.model_teacher = None if teacher is None else _as_teacher(teacher)
+        self._order: list[int] | None = None
+        self._added: dict[bytes, dict[str, numpy.ndarray]] = {}
+        self._open()
+        if self.model_teacher is not None:
+            from hf_distill.cache.making import check_same_answers  # which imports this module
+
+            check_same_answers(self, self.model_teacher)
+
+    def _open(self) -> None:
+        self.manifest = Manifest.read(self.folder)
+        if self.manifest.index is None:
+            raise CacheError(
+                f"{self.folder}: expected a finished cache, found a capture that was cut off. Run it again: it goes on "
+                "from its last whole shard."
+            )
+        for record in self.manifest.shards:
+            path = self.folder / record.file
+            size = path.stat().st_size if path.is_file() else None
+            if size != record.bytes:
+                found = "no such file" if size is None else f"{size:,} bytes"
+                raise CacheError(
+                    f"{path}: expected a shard of {record.bytes:,} bytes, found {found}. Delete what is left of it, "
+                    "run `hf-distill cache verify --repair`, and capture again, which asks for its rows alone."
+                )
+        self.signals = build_format(self.manifest.source.signals)
+        self._index = Index(self.folder / self.manifest.index)
+        self._shards: dict[int, Shard] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave open files out: a worker of a data loader opens its own."""
+        return {
+            **{k: v for k, v in vars(self).items() if k != "_index"},
+            "_shards": {},
+            "model_teacher": None,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._index = Index(self.folder / str(self.manifest.index))
+
+    # ---- what a teacher is ---------------------------------------------------------------
+
+    @property
+    def source(self) -> Source:
+        """Whose answers these are."""
+        return self.manifest.source
+
+    @property
+    def name(self) -> str:
+        """The teacher's own name."""
+        return self.source.teacher
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """What the signals give."""
+        features = {"features"} if self.source.hidden_states else set()
+        return self.signals.provides | features
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns that the teacher read, and those that :meth:`looked_up` adds."""
+        return frozenset(self.source.columns) | {self._column(part) for part in self._parts()}
+
+    @cached_property
+    def shape(self) -> ModelShape | None:
+        """The sizes of the model, where hidden states are kept."""
+        shape = self.source.shape
+        if shape is None:
+            return None
+        cut_from = shape["cut_from"]
+        return ModelShape(**{**shape, "cut_from": None if cut_from is None else tuple(cut_from)})
+
+    @cached_property
+    def _mark(self) -> str:
+        """What this cache's columns start with, so that two in one ensemble do not meet."""
+        text = json.dumps([str(self.folder), asdict(self.source)], sort_keys=True, default=list)
+        return f"cached_{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}_"
+
+    def _column(self, part: str) -> str:
+        return self._mark + part
+
+    def _parts(self) -> list[str]:
+        return [*self.signals.parts, *(["hidden", "attended"] if self.source.hidden_states else [])]
+
+    def __len__(self) -> int:
+        """Return how many examples there are."""
+        return len(self._index)
+
+    def __call__(self, batch: dict[str, Any]) -> TeacherSignals:
+        """Answer for a batch: from the columns that the collator added, or looked up now."""
+        device = next((value.device for value in batch.values() if isinstance(value, torch.Tensor)), None)
+        parts = {part: batch.get(self._column(part)) for part in self._parts()}
+        if any(value is None for value in parts.values()):
+            found = self.looked_up(batch)
+            parts = {part: found[self._column(part)].to(device or "cpu") for part in self._parts()}
+        order = None if self._order is None else torch.tensor(self._order, device=device)
+        signals = self.signals.signals(parts, self.source.classes, order)
+        if not self.source.hidden_states:
+            return signals
+        assert isinstance(signals, DenseSignals), "capture keeps hidden states beside full logits alone"
+        numbers = enumerate(self.source.hidden_states)
+        states = {number: parts["hidden"][..., place, :] for place, number in numbers}
+        assert self.shape is not None, "capture writes it beside hidden states"
+        return DenseSignals(signals.logits, Features(states, {}, parts["attended"], self.shape))
+
+    def looked_up(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Return the answers to a batch as columns of it, with zeros at padding, for a collator to add.
+
+        Args:
+            batch: with the columns that the teacher read.
+
+        Raises:
+            CacheError: examples that are not there, damage, or packed rows where an answer is of a whole example.
+        """
+        read = columns_for(batch, frozenset(self.source.columns))
+        asked = questions(read, self.source.columns)
+        answers = self._answers(read, asked)
+        raw = numpy.concatenate([answer["logits"] for answer in answers])
+        parts = self.signals.decode(raw, self.source.classes)
+        rows = batch_size(read)
+        if self.source.head["positions"] or self.source.hidden_states:
+            length = max(value.shape[1] for value in read.values() if value.dim() > 1)
+            places = _places(asked)
+        if self.source.head["positions"]:
+            parts = {name: _spread(values, rows, length, places) for name, values in parts.items()}
+        elif len(asked) != rows:
+            raise CacheError(
+                f"cache: expected one answer for each of {rows} rows, received packed rows with {len(asked)} examples. "
+                "Pack in training only where each position has an answer."
+            )
+        if self.source.hidden_states:
+            states = numpy.concatenate([answer["hidden"] for answer in answers])
+            kept = (
+                torch.from_numpy(states)
+                .view(torch.bfloat16)
+                .view(len(states), len(self.source.hidden_states), -1)
+            )
+            parts["hidden"] = _spread(kept, rows, length, places)
+            parts["attended"] = _spread(torch.ones(len(states), dtype=torch.bool), rows, length, places)
+        return {self._column(name): values for name, values in parts.items()}
+
+    def _answers(self, batch: Mapping[str, Any], asked: Sequence[Question]) -> list[dict[str, numpy.ndarray]]:
+        """Return what is kept of each question, asking the model for what is missing where that is wanted."""
+        places = self._index.find([question.key for question in asked])
+        missing = [
+            number
+            for number, (question, place) in enumerate(zip(asked, places, strict=True))
+            if place is None and question.key not in self._added
+        ]
+        if missing:
+            self._add(batch, [asked[number] for number in missing], len(asked))
+        return [
+            self._added[question.key] if place is None else self._read(question, *place)
+            for question, place in zip(asked, places, strict=True)
+        ]
+
+    def _read(self, question: Question, shard: int, row: int) -> dict[str, numpy.ndarray]:
+        if shard not in self._shards:
+            self._shards[shard] = Shard(self.folder / self.manifest.shards[shard].file)
+        held = self._shards[shard]
+        answers = held.answers(row)
+        if held.key(row) != question.key:
+            raise CacheError(
+                f"{held.path}: expected row {row} to have the key that the index says, found another. Run `hf-distill "
+                "cache verify --repair`, which builds the index anew."
+            )
+        return answers
+
+    def _add(self, batch: Mapping[str, Any], missing: Sequence[Question], asked: int) -> None:
+        if self.model_teacher is None or self.on_missing == "error":
+            rows = ", ".join(str(question.row) for question in missing[:8]) + (
+                ", ..." if len(missing) > 8 else ""
+            )
+            raise CacheError(
+                f"{self.folder}: expected the teacher's answers to {asked} examples of a batch, found none to "
+                f"{len(missing)} of them (rows {rows}). Was another data set, tokenizer or length captured? Capture "
+                "this one into the same folder as well, or give TeacherCache(folder, teacher, on_missing='ask')."
+            )
+        device = next(self.model_teacher.model.parameters()).device
+        moved = {name: value.to(device) for name, value in batch.items()}
+        answers = encoded_answers(self.model_teacher, moved, missing, self.source, self.signals)
+        self._added.update({one.key: answer for one, answer in zip(missing, answers, strict=True)})
+        if len(self._added) >= _ADDED_AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what the model was asked for in this process; a finished training does it."""
+        if not self._added:
+            return
+        with locked(self.folder, wait=True):
+            held = Manifest.read(self.folder)
+            digest = hashlib.blake2b(b"".join(self._added), digest_size=6).hexdigest()
+            path = self.folder / f"added-{digest}.arrow"
+            write_shard(path, list(self._added), list(self._added.values()))
+            record = ShardRecord(path.name, len(self._added), path.stat().st_size, file_hash(path))
+            seal(self.folder, held, (*held.shards, record))
+        self._added = {}
+        self._open()
+
+    # ---- what must match -----------------------------------------------------------------
+
+    def prepared(self, student: Any, head: Head) -> TeacherCache:
+        """Return the cache for one student, its classes in the student's order.
+
+        Raises:
+            ValueError: another head or other labels.
+        """
+        own = {"kind": head.kind, "positions": head.positions}
+        if dict(self.source.head) != own:
+            raise ValueError(
+                f"heads: expected a cache of the student's head ({own}), received one of {dict(self.source.head)} from "
+                f"{self.folder}. Use the same kind of head and the same config.problem_type for both."
+            )
+        ready = copy.copy(self)
+        if self.source.labels is None:
+            size = getattr(student.config, "vocab_size", None)
+            if size != self.source.classes:
+                raise ValueError(
+                    f"vocabulary: expected a cache over the student's {size} tokens, received one over "
+                    f"{self.source.classes} from {self.folder}. Resize the student's embeddings."
+                )
+        else:
+            ready._order = label_order(student.config, _Labels(self.source.labels))
+        return ready
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Raise where the batch's ids are of other tokens than those that the teacher read.
+
+        Raises:
+            CacheError: naming both hashes.
+        """
+        own = None if tokenizer is None else tokenizer_hash(tokenizer)
+        if own is not None and self.source.tokenizer is not None and own != self.source.tokenizer:
+            raise CacheError(
+                f"tokenizer: expected the one that {self.folder} was captured with (hash {self.source.tokenizer}), "
+                f"received another (hash {own}). Give that tokenizer, or capture with this one."
+            )
+
+    # ---- making, sharing -----------------------------------------------------------------
+
+    @classmethod
+    def capture(cls, teacher: Any, dataset: Any, folder: str | Path, **settings: Any) -> Any:
+        """Ask a teacher about every example once, and return its cache; a cut-off capture goes on.
+
+        :func:`hf_distill.cache.making.capture` documents the settings.
+        """
+        from hf_distill.cache.making import capture  # which imports this module
+
+        return capture(teacher, dataset, folder, **settings)
+
+    def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
+        """Upload the cache as a data set of the Hub, and return its address."""
+        from huggingface_hub import HfApi
+
+        api = HfApi(library_name="hf_distill", token=token)
+        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        names = [MANIFEST_NAME, self.manifest.index, *(shard.file for shard in self.manifest.shards)]
+        api.upload_folder(
+            repo_id=repo_id,
+            repo_type="dataset",
+            folder_path=self.folder,
+            allow_patterns=[str(name) for name in names],
+            commit_message="Teacher cache",
+        )
+        return f"{api.endpoint}/datasets/{repo_id}"
+
+
+class _Labels:
+    """Label names in the shape of a config."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.id2label = dict(enumerate(names))
+        self.num_labels = len(names)
+
+
+def _local(folder: str | Path) -> Path:
+    """Return the folder, fetched from the Hub where it is the id of a data set there."""
+    path = Path(folder)
+    text = str(folder)
+    if path.exists() or isinstance(folder, Path) or text.count("/") != 1 or text.startswith((".", "/")):
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(text, repo_type="dataset"))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CacheError(
+            f"{folder}: expected a folder, or the id of a data set on the Hub, found neither: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+
+
+def _as_teacher(teacher: Any) -> OnlineTeacher:
+    return teacher if isinstance(teacher, OnlineTeacher) else OnlineTeacher(teacher)
+
+
+def _places(asked: Sequence[Question]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return row and position of each answered position, in order."""
+    rows = [torch.full((one.stop - one.start,), one.row) for one in asked]
+    return torch.cat(rows), torch.cat([torch.arange(one.start, one.stop) for one in asked])
+
+
+def _spread(
+    values: torch.Tensor, rows: int, length: int, places: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
+    """Return answers at their places in a padded batch, ``(rows, length, ...)``."""
+    spread = torch.zeros(rows, length, *values.shape[1:], dtype=values.dtype)
+    spread[places] = values
+    return spread
