@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers.training_args import ParallelMode
 
+from hf_distill.cache.teacher_cache import TeacherCache
 from hf_distill.example_terms import ExampleTermsMixin, is_active
 from hf_distill.feature_terms import FeatureTermsMixin
 from hf_distill.features import Features, Observation, observed
@@ -21,6 +22,7 @@ from hf_distill.objectives.base import OF_ONE_MODEL, Rows
 from hf_distill.schedules import highest, value_at
 from hf_distill.teachers.finite_check import FiniteCheck
 from hf_distill.teachers.online import add_decoder_inputs, logits_of
+from hf_distill.teachers.preparation import members_of
 from hf_distill.teachers.signals import Teacher, TeacherSignals, member_logits
 from hf_distill.teachers.softness import SoftnessMeter
 from hf_distill.teachers.sparse import rows_for
@@ -316,4 +318,11 @@ class DistillationLossMixin(ExampleTermsMixin, FeatureTermsMixin):
         """Look at the flag of bad logits once more before the run counts as done."""
         self._raise_on_bad_teacher()
         self._report_softness()
+        self._keep_added_answers()
         return super()._finalize_training(*args, **kwargs)
+
+    def _keep_added_answers(self) -> None:
+        """Let caches write what their models were asked for."""
+        for member in members_of(self.teacher):
+            if isinstance(member, TeacherCache):
+                member.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -284,7 +283,8 @@ class TeacherCache:
                 f"heads: expected a cache of the student's head ({own}), received one of {dict(self.source.head)} from "
                 f"{self.folder}. Use the same kind of head and the same config.problem_type for both."
             )
-        ready = copy.copy(self)
+        ready = object.__new__(type(self))  # copy.copy would leave out what a worker has no use for
+        vars(ready).update(vars(self))
         if self.source.labels is None:
             size = getattr(student.config, "vocab_size", None)
             if size != self.source.classes:

@@ -21,9 +21,12 @@ def keys(count: int, seed: int = 0) -> list[bytes]:
 
 
 def answers(count: int, seed: int = 0) -> list[dict[str, numpy.ndarray]]:
-    draw = numpy.random.default_rng(seed)
+    draw = numpy.random.default_rng(100 + seed)  # other bytes than the keys
     return [
-        {"logits": draw.integers(0, 256, (number % 3 + 1, 12), numpy.uint8), "hidden": draw.integers(0, 256, (2, 4), numpy.uint8)}
+        {
+            "logits": draw.integers(0, 256, (number % 3 + 1, 12), numpy.uint8),
+            "hidden": draw.integers(0, 256, (2, 4), numpy.uint8),
+        }
         for number in range(count)
     ]  # fmt: skip
 
@@ -53,7 +56,7 @@ def test_any_flipped_bit_of_an_answer_is_found(tmp_path: Path) -> None:
     write_shard(path, keys(7), answers(7))
     whole = path.read_bytes()
     for row, one in enumerate(answers(7)):
-        place = whole.index(one["logits"].tobytes())
+        place = whole.index(one["hidden"].tobytes())
         damaged = bytearray(whole)
         damaged[place + 5] ^= 0x10
         path.write_bytes(damaged)
@@ -69,7 +72,7 @@ def test_a_cut_off_file_is_named(tmp_path: Path, left: float) -> None:
     write_shard(path, keys(50), answers(50))
     whole = path.read_bytes()
     path.write_bytes(whole[: int(left * len(whole)) if left < 1 else int(left)])
-    with pytest.raises(CacheError, match="one.arrow: expected a whole shard"):
+    with pytest.raises(CacheError, match=r"one.arrow: expected a whole shard"):
         Shard(path)
 
 

@@ -55,12 +55,9 @@ def run(folder: Path, teacher: Any, **options: Any) -> tuple[list[float], dict[s
 def test_the_run_is_that_with_the_model(tmp_path: Path, options: dict[str, Any]) -> None:
     options = {"max_steps": 6, **options}
     cache = captured(tmp_path / "cache")
-    trainers = [
-        distiller(bert(), teacher, arguments(tmp_path, **options), ROWS, eval_dataset=HELD_OUT)
-        for teacher in (teacher_of(), cache, str(tmp_path / "cache"))
-    ]
     found = []
-    for trainer in trainers:
+    for teacher in (teacher_of(), cache, str(tmp_path / "cache")):
+        trainer = distiller(bert(), teacher, arguments(tmp_path, **options), ROWS, eval_dataset=HELD_OUT)
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         predicted = trainer.predict(HELD_OUT).predictions.argmax(-1).tolist()
@@ -143,8 +140,8 @@ def test_hidden_states_feed_feature_objectives(tmp_path: Path) -> None:
     ]
     # Kept in bfloat16, which has 3 digits.
     assert (found[0] - found[1]).abs().max() <= 2e-2 * found[0].abs().max()
+    bare = captured(tmp_path / "bare")
     with pytest.raises(ValueError, match="expected a teacher that gives features"):
-        bare = captured(tmp_path / "bare")
         distiller(bert(2), bare, arguments(tmp_path, objectives=objectives), ROWS)
 
 
@@ -232,8 +229,19 @@ def test_packed_rows_take_their_documents_answers(tmp_path: Path) -> None:
             [[*range(len(rows[0]["input_ids"])), *range(len(rows[1]["input_ids"]))]]
         ),
     }
-    alone = [cache({"input_ids": torch.tensor([row["input_ids"]]), "attention_mask": torch.ones(1, len(row["input_ids"]))}).logits for row in rows[:2]]  # fmt: skip
+    alone = [
+        cache({name: torch.tensor([row[name]]) for name in ("input_ids", "attention_mask")}).logits
+        for row in rows[:2]
+    ]
     assert torch.equal(cache(packed).logits, torch.cat(alone, 1))
-    whole = captured(tmp_path / "heads", teacher_of(), ROWS)
-    with pytest.raises(ValueError, match=r"captured|answers|packed"):
-        whole({"input_ids": packed["input_ids"], "position_ids": packed["position_ids"]})
+
+
+def test_packed_rows_have_no_answer_of_one_example(tmp_path: Path) -> None:
+    rows = [{"input_ids": ids, "attention_mask": [1, 1, 1], "labels": 0} for ids in ([5, 6, 7], [8, 9, 10])]
+    cache = captured(tmp_path / "cache", classifier("llama"), rows)
+    packed = {
+        "input_ids": torch.tensor([[5, 6, 7, 8, 9, 10]]),
+        "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]]),
+    }
+    with pytest.raises(CacheError, match="answer for each of 1 rows, received packed rows with 2 examples"):
+        cache(packed)
