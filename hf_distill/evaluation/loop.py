@@ -89,6 +89,7 @@ class EvaluationMixin(DistillationLossMixin):
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
             self._raise_on_bad_teacher()
+            self._keep_added_answers()
             metrics: dict[str, Any] = output.metrics or {}
             task = self._task_values(metrics, metric_key_prefix)
             self._task_metrics |= {f"{metric_key_prefix}_{name}": None for name in task}

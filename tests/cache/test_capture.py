@@ -1,0 +1,208 @@
+"""Capturing: killed anywhere it goes on to the same bytes, and what would make a cache wrong is refused."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hf_distill import CacheError, TeacherCache
+from hf_distill.cache import capture as capture_module
+from hf_distill.cache.capture import locked
+from tests.tiny import bert, collate, examples, teacher_of
+
+# Small shards, and a pause at each, so that a kill falls between, before and into them.
+WORKER = """
+import sys, time, torch
+from hf_distill import TeacherCache
+from hf_distill.cache import capture, shards
+from tests.tiny import collate, examples, teacher_of
+
+torch.set_num_threads(1)
+capture.SHARD_BYTES = 400
+write = shards._write_batch
+
+def slowly(file, batch):
+    file.write(b"")
+    time.sleep(0.01)
+    write(file, batch)
+    time.sleep(0.01)
+
+shards._write_batch = slowly
+print("begins", flush=True)
+TeacherCache.capture(
+    teacher_of(), examples(96), sys.argv[1], data_collator=collate, batch_size=4, say=lambda line: None
+)
+print("ends", flush=True)
+"""
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".lock"}
+
+
+def started(folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_moments_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    whole = started(tmp_path / "whole")
+    assert whole.stdout is not None
+    assert whole.stdout.readline() == "begins\n"
+    start = time.perf_counter()
+    assert whole.wait() == 0, whole.stderr.read() if whole.stderr else ""
+    takes = time.perf_counter() - start
+    draw, folder = random.Random(0), tmp_path / "killed"
+    killed = 0
+    for _ in range(20):
+        process = started(folder)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begins\n"
+        time.sleep(draw.uniform(0, takes / 4))
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+    assert killed > 0
+    last = started(folder)
+    assert last.wait() == 0, last.stderr.read() if last.stderr else ""
+    found, expected = bytes_of(folder), bytes_of(tmp_path / "whole")
+    left = [name for name in found if name.startswith(".") and name not in expected]
+    assert {name: data for name, data in found.items() if name not in left} == expected
+
+
+def quick(folder: Path, rows: Any, teacher: Any = None, **options: Any) -> Any:
+    options = {"data_collator": collate, "say": lambda line: None, "batch_size": 4, **options}
+    return TeacherCache.capture(teacher_of() if teacher is None else teacher, rows, folder, **options)
+
+
+def test_cut_off_between_shards_it_asks_for_the_rest_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture_module, "SHARD_BYTES", 400)
+    quick(tmp_path / "whole", examples(40))
+    asked = []
+    write = capture_module.write_shard
+
+    def cut_off(path: Path, keys: Any, answers: Any) -> None:
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(len(keys))
+        write(path, keys, answers)
+
+    monkeypatch.setattr(capture_module, "write_shard", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        quick(tmp_path / "cut", examples(40))
+    with pytest.raises(CacheError, match="found a capture that was cut off"):
+        TeacherCache(tmp_path / "cut")
+    again: list[int] = []
+    monkeypatch.setattr(
+        capture_module, "write_shard", lambda path, keys, a: (again.append(len(keys)), write(path, keys, a))
+    )
+    quick(tmp_path / "cut", examples(40))
+    assert sum(again) == 40 - sum(asked)
+    assert bytes_of(tmp_path / "cut") == bytes_of(tmp_path / "whole")
+
+
+def test_a_second_capture_asks_nothing_and_another_set_is_added(tmp_path: Path) -> None:
+    said: list[str] = []
+    quick(tmp_path, examples(20))
+    before = bytes_of(tmp_path)
+    quick(tmp_path, examples(20), say=said.append)
+    assert bytes_of(tmp_path) == before
+    assert "the teacher's answers to all 20 examples are in" in said[0]
+    cache = quick(tmp_path, {"train": examples(20), "test": examples(6, seed=5)}, say=said.append)
+    assert len(cache) == 26
+    assert said[2].startswith("test: asking the teacher about 6 of 6 examples")
+
+
+def test_the_same_content_is_asked_once(tmp_path: Path) -> None:
+    said: list[str] = []
+    cache = quick(tmp_path, examples(8) + examples(8), say=said.append)
+    assert len(cache) == 8
+    assert "asking the teacher about 8 of 16 examples" in said[0]
+
+
+def test_the_estimate_is_what_it_takes(tmp_path: Path) -> None:
+    rows = examples(600)
+    said: list[str] = []
+    quick(tmp_path, rows, say=said.append)
+    amount, unit = said[0].split("; ")[1].split(" ")[:2]
+    estimated = float(amount) * {"bytes": 1, "kB": 1e3}[unit]
+    taken = sum(path.stat().st_size for path in tmp_path.glob("*-of-*.arrow"))
+    assert estimated == pytest.approx(taken, rel=0.05, abs=2000)
+
+
+def test_inputs_drawn_anew_are_refused(tmp_path: Path) -> None:
+    def masked(rows: list[Any]) -> Any:
+        batch = collate(rows)
+        hidden = torch.rand(batch["input_ids"].shape) < 0.5
+        return {**batch, "input_ids": batch["input_ids"].masked_fill(hidden, 2)}
+
+    with pytest.raises(CacheError, match=r"random augmentation, or masks drawn anew.*from a seed"):
+        quick(tmp_path, examples(20), data_collator=masked)
+
+    class Seeded(list):  # type: ignore[type-arg]
+        """The view of each row is drawn from its number."""
+
+        def __getitem__(self, index: Any) -> Any:
+            row = dict(super().__getitem__(index))
+            draw = random.Random(index)
+            return {**row, "input_ids": [2 if draw.random() < 0.5 else i for i in row["input_ids"]]}
+
+    assert len(quick(tmp_path, Seeded(examples(20)))) == 20
+
+
+def test_two_captures_at_once_are_refused(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(CacheError, match="no other capture into this folder"):
+        quick(tmp_path, examples(4))
+    quick(tmp_path, examples(4))
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(CacheError, match=r"file: expected a folder to write the cache into"):
+        quick(tmp_path / "file", examples(4))
+
+
+def test_logits_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    teacher = teacher_of()
+    with torch.no_grad():
+        teacher.classifier.bias[0] = float("nan")
+    with pytest.raises(CacheError, match="expected finite logits"):
+        quick(tmp_path, examples(4), teacher)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hidden_states": [3]}, "numbers from 0 to 2, received"),
+        ({"teacher": torch.nn.Linear(1, 1)}, "expected a transformers model, a Hub id or a folder"),
+    ],
+)
+def test_bad_settings_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(CacheError, match=message):
+        quick(tmp_path, examples(4), **options)
+
+
+def test_text_is_encoded_with_the_teachers_tokenizer(tmp_path: Path) -> None:
+    from hf_distill.jobs.own_teacher import train_tokenizer
+
+    texts = ["one short text", "another text that is somewhat longer", "one"]
+    tokenizer = train_tokenizer(texts, 50)
+    teacher = bert(2, vocab_size=len(tokenizer))
+    cache = quick(
+        tmp_path, [{"text": text} for text in texts], teacher, data_collator=None, processing_class=tokenizer
+    )
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    assert torch.allclose(cache(dict(batch)).logits, teacher(**batch).logits, atol=1e-6)
+    with pytest.raises(CacheError, match="tokenizer: expected the one that"):
+        cache.check_tokenizer(train_tokenizer(["other words"], 50))

@@ -1,0 +1,170 @@
+"""Looking after a cache: damage is named and set aside, parts are merged, and the command says so."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_distill import CacheError, TeacherCache
+from hf_distill.cache import capture as capture_module
+from hf_distill.cache.command_line import main
+from hf_distill.cache.manifest import MANIFEST_NAME
+from hf_distill.cache.upkeep import inspect, merge, repair, verify
+from tests.tiny import bert, collate, examples, teacher_of
+
+ROWS = examples(24)
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture_module, "SHARD_BYTES", 400)
+
+
+def captured(folder: Path, rows: Any = ROWS, teacher: Any = None) -> TeacherCache:
+    teacher = teacher_of() if teacher is None else teacher
+    cache: TeacherCache = TeacherCache.capture(
+        teacher, rows, folder, data_collator=collate, batch_size=4, say=lambda line: None
+    )
+    return cache
+
+
+def shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*-of-*.arrow"))
+
+
+def test_a_whole_cache_has_no_problem_and_says_what_it_is(tmp_path: Path) -> None:
+    captured(tmp_path)
+    assert verify(tmp_path) == []
+    said = inspect(tmp_path)
+    assert "full (dtype float32), 3 classes, one per example, single_label" in said
+    assert f"24 in {len(shards(tmp_path))} shards" in said
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), "is missing, with"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-7]), "bytes instead of"),
+        (flip, "holds other bytes than were written"),
+    ],
+)
+def test_damage_is_named_set_aside_and_captured_anew(tmp_path: Path, damage: Any, message: str) -> None:
+    captured(tmp_path)
+    bad, *others = shards(tmp_path)
+    before = {path.name: path.read_bytes() for path in others}
+    damage(bad)
+    (problem,) = verify(tmp_path)
+    assert problem.file == bad.name
+    assert message in str(problem)
+    assert [one.file for one in repair(tmp_path)] == [bad.name]
+    assert verify(tmp_path) == []
+    assert len(TeacherCache(tmp_path)) < len(ROWS)
+    cache = captured(tmp_path)
+    assert len(cache) == len(ROWS)
+    assert {path.name: path.read_bytes() for path in others} == before, "nothing else was touched"
+
+
+def test_a_damaged_row_is_found_when_it_is_read(tmp_path: Path) -> None:
+    captured(tmp_path)
+    for path in shards(tmp_path):
+        data = bytearray(path.read_bytes())
+        for place in range(len(data) // 3, len(data) * 2 // 3):
+            data[place] ^= 1
+        path.write_bytes(data)
+    with pytest.raises(CacheError, match=r"-of-\d+.arrow: expected"):
+        TeacherCache(tmp_path)(collate(ROWS))
+
+
+def test_a_lost_index_is_built_anew(tmp_path: Path) -> None:
+    cache = captured(tmp_path)
+    (tmp_path / str(cache.manifest.index)).unlink()
+    with pytest.raises(CacheError, match="--repair"):
+        TeacherCache(tmp_path)
+    repair(tmp_path)
+    assert len(TeacherCache(tmp_path)) == len(ROWS)
+
+
+def test_parts_captured_apart_are_merged(tmp_path: Path) -> None:
+    for number in range(3):
+        captured(tmp_path / str(number), ROWS[number::3])
+    merge([tmp_path / str(number) for number in range(3)], tmp_path / "all")
+    cache = TeacherCache(tmp_path / "all")
+    assert len(cache) == len(ROWS)
+    assert verify(tmp_path / "all") == []
+    batch = collate(ROWS)
+    whole = captured(tmp_path / "whole")
+    assert (cache(batch).logits - whole(batch).logits).abs().max() < 1e-5  # type: ignore[operator]
+
+
+def test_caches_of_two_teachers_are_not_merged(tmp_path: Path) -> None:
+    captured(tmp_path / "a")
+    captured(tmp_path / "b", teacher=bert(2, seed=3))
+    with pytest.raises(CacheError, match=r"weights: expected .*b and .*a to have the same"):
+        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
+    with pytest.raises(CacheError, match="found one that is not empty"):
+        merge([tmp_path / "a"], tmp_path / "b")
+
+
+def test_the_command(tmp_path: Path, capsys: Any) -> None:
+    captured(tmp_path / "a", ROWS[:12])
+    captured(tmp_path / "b", ROWS[12:])
+    main(["cache", "merge", str(tmp_path / "c"), str(tmp_path / "a"), str(tmp_path / "b")])
+    main(["cache", "inspect", str(tmp_path / "c")])
+    main(["cache", "verify", str(tmp_path / "c")])
+    printed = capsys.readouterr().out
+    assert "24 examples of 2 caches" in printed
+    assert "examples:      24 in" in printed
+    assert f"{tmp_path / 'c'}: whole" in printed
+    shards(tmp_path / "c")[0].unlink()
+    with pytest.raises(SystemExit) as ended:
+        main(["cache", "verify", str(tmp_path / "c")])
+    assert ended.value.code == 1
+    assert "is missing" in capsys.readouterr().out
+    main(["cache", "verify", "--repair", str(tmp_path / "c")])
+    assert "set aside" in capsys.readouterr().out
+    assert len(TeacherCache(tmp_path / "a")) == 12, "what was merged is as it was"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "expected `hf-distill cache"),
+        (["cache", "inspect", "not_there"], f"found no {MANIFEST_NAME} there"),
+        (["cache", "capture", "--teacher", "x"], "--folder: expected one, received none"),
+        (
+            ["cache", "capture", "--teacher", "x", "--folder", "y", "--shard", "4/4"],
+            "--shard: expected a number",
+        ),
+    ],
+)
+def test_a_wrong_command_is_a_line(words: list[str], message: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_capture_from_files(tmp_path: Path, capsys: Any) -> None:
+    from hf_distill.jobs.own_teacher import train_tokenizer
+
+    texts = [f"text number {number} about {'cats' if number % 2 else 'dogs'}" for number in range(12)]
+    table = "\n".join(["text,label", *(f"{text},{text[-4:]}" for text in texts)])
+    (tmp_path / "train.csv").write_text(table)
+    tokenizer = train_tokenizer(texts, 60)
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    bert(2, vocab_size=len(tokenizer), num_labels=2).save_pretrained(tmp_path / "teacher")
+    given = ["--teacher", tmp_path / "teacher", "--train_file", tmp_path / "train.csv", "--validation_file"]
+    given += [tmp_path / "train.csv", "--format", "top_k", "--k", 2, "--folder"]
+    for number in range(2):
+        main(["cache", "capture", *map(str, given), str(tmp_path / str(number)), "--shard", f"{number}/2"])
+    main(["cache", "merge", str(tmp_path / "all"), str(tmp_path / "0"), str(tmp_path / "1")])
+    assert "12 examples of 2 caches" in capsys.readouterr().out
+    assert TeacherCache(tmp_path / "all").provides == {"top_k"}
