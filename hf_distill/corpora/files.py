@@ -67,8 +67,8 @@ def checked_splits(
     """Bring splits of any origin to the columns `text`, `text_pair` (if asked for) and `label`; check them.
 
     Labels are numbered by the sorted order of those in `train` (integers by value, strings by letters),
-    unless they are a ClassLabel, whose numbers and names are kept. The split `unlabeled` gets no label
-    column.
+    unless they are a ClassLabel, whose numbers and names are kept. Other splits follow by name, whatever
+    numbers a ClassLabel of their own has. The split `unlabeled` gets no label column.
 
     Args:
         splits: split name -> rows; `train` is needed.
@@ -87,8 +87,9 @@ def checked_splits(
         wanted = dict(names) if split == "unlabeled" else {**names, "label": label_column}
         checked[split] = _select_columns(rows, sources[split], wanted)
     feature = _class_label(checked["train"], sources["train"])
+    seen = set(_names_of(checked["train"]))
     for split in [split for split in checked if split != "unlabeled"]:
-        checked[split] = _number_labels(checked[split], sources[split], feature)
+        checked[split] = _number_labels(checked[split], sources[split], feature, seen)
     return DatasetDict(checked)
 
 
@@ -168,33 +169,38 @@ def _refuse_empty(values: pyarrow.ChunkedArray, source: str, name: str, column: 
 
 def _class_label(train: Dataset, source: str) -> ClassLabel:
     feature = train.features["label"]
-    found = set(train["label"])
+    values: set[Any] = set(train["label"])
+    if len(values) < 2:
+        one = _names_of(train)[0]
+        raise DataError(f"{source}: expected at least two classes; every row has the label {one!r}.")
     if isinstance(feature, ClassLabel):
-        if len(found - {-1}) < 2:
-            raise DataError(f"{source}: expected at least two classes; every row has the same label.")
         return feature
-    values: set[Any] = found
     if not all(isinstance(value, (str, int)) for value in values):
         raise DataError(f"{source}: expected labels that are strings or integers; received {feature.dtype}.")
-    if len(values) < 2:
-        raise DataError(
-            f"{source}: expected at least two classes; every row has the label {next(iter(values))!r}."
-        )
     return ClassLabel(names=[str(value) for value in sorted(values)])
 
 
-def _number_labels(rows: Dataset, source: str, feature: ClassLabel) -> Dataset:
-    if isinstance(rows.features["label"], ClassLabel):
-        return rows
-    numbers = {name: number for number, name in enumerate(feature.names)}
-    labels = [str(value) for value in rows["label"]]
-    unknown = sorted(set(labels) - set(numbers))
+def _names_of(rows: Dataset) -> list[str]:
+    """Return the name of each row's label, whatever number a ClassLabel of its own gives it."""
+    feature = rows.features["label"]
+    if isinstance(feature, ClassLabel):
+        return [str(feature.names[number]) for number in rows["label"]]
+    return [str(value) for value in rows["label"]]
+
+
+def _number_labels(rows: Dataset, source: str, feature: ClassLabel, seen: set[str]) -> Dataset:
+    """Number labels as training does, by name: another split's own numbers may be in another order."""
+    labels = _names_of(rows)
+    unknown = sorted(set(labels) - seen)
     if unknown:
         shown = ", ".join(map(repr, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
         raise DataError(
             f"{source}: {len(unknown)} label(s) that the training file never has: {shown}. "
             "Add examples of them to the training file, or remove the rows."
         )
+    if rows.features["label"] == feature:
+        return rows
+    numbers = {str(name): number for number, name in enumerate(feature.names)}
     columns = {name: rows[name][:] for name in rows.column_names} | {
         "label": [numbers[label] for label in labels]
     }

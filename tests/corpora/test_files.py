@@ -5,6 +5,7 @@ import json
 import pyarrow
 import pyarrow.parquet
 import pytest
+from datasets import ClassLabel, Dataset, Features, Value
 
 from hf_distill.corpora import DataError, read_files
 from hf_distill.corpora.files import checked_splits
@@ -50,14 +51,44 @@ def test_unlabeled_file_needs_no_label_and_validation_is_numbered_as_training(tm
     assert splits["unlabeled"].column_names == ["text"]
 
 
-def test_class_label_is_kept():
-    from datasets import ClassLabel, Dataset, Features, Value
+def numbered(names, labels):
+    """Return rows whose labels are a ClassLabel."""
+    features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+    return Dataset.from_dict({"text": ["x"] * len(labels), "label": labels}, features=features)
 
-    features = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
-    rows = Dataset.from_dict({"text": ["x", "y"], "label": [1, 0]}, features=features)
-    train = checked_splits({"train": rows}, {"train": "hub"})["train"]
+
+def parquet(folder, name, names, labels):
+    path = folder / name
+    numbered(names, labels).to_parquet(path)
+    return path
+
+
+def test_class_label_is_kept():
+    train = checked_splits({"train": numbered(["neg", "pos"], [1, 0])}, {"train": "hub"})["train"]
     assert train.features["label"].names == ["neg", "pos"]
     assert train["label"][:] == [1, 0]
+
+
+def test_every_split_is_numbered_as_training_by_name(tmp_path):
+    csv = write(tmp_path, "rows.csv", "text,label\nx,cat\ny,dog\n")
+    one, other = (
+        parquet(tmp_path, f"{'-'.join(names)}.parquet", names, [0, 1])
+        for names in (["cat", "dog"], ["dog", "cat"])
+    )
+    for train, validation in ((one, other), (other, one), (csv, other), (other, csv)):
+        splits = read_files({"train": train, "validation": validation})
+        assert splits["train"].features == splits["validation"].features
+        names = splits["train"].features["label"].names
+        first = "dog" if validation == other else "cat"
+        assert names[splits["validation"]["label"][0]] == first
+
+
+@pytest.mark.parametrize("names", [["cat", "dog"], ["cat", "dog", "hen"]], ids=["unnamed", "unused"])
+def test_class_label_that_training_never_had(tmp_path, names):
+    train = parquet(tmp_path, "train.parquet", names, [0, 1])
+    validation = parquet(tmp_path, "validation.parquet", ["cat", "dog", "hen"], [0, 2])
+    with pytest.raises(DataError, match=r"validation.parquet: 1 label\(s\) .* never has: 'hen'"):
+        read_files({"train": train, "validation": validation})
 
 
 REFUSED = {
