@@ -77,7 +77,8 @@ def checked_splits(
 
     Raises:
         DataError: for a missing column, no rows, a row without text or label, labels that are neither strings
-            nor integers, a single class, or a label outside `train` that `train` does not have.
+            nor integers, a number for which a ClassLabel has no name (-1 is no label), a single class, or a
+            label outside `train` that `train` does not have.
     """
     names: dict[str, str] = {"text": text_column}
     if text_pair_column:
@@ -153,8 +154,10 @@ def _select_columns(rows: Dataset, source: str, wanted: dict[str, str]) -> Datas
             values = values.cast(pyarrow.string())
         _refuse_empty(values, source, name, column)
         columns[name] = values
-    selected = Dataset(pyarrow.table(columns))
     label = rows.features[wanted["label"]] if "label" in wanted else None
+    if label is not None:
+        _refuse_odd_labels(columns["label"], label, source, wanted["label"])
+    selected = Dataset(pyarrow.table(columns))
     return selected.cast_column("label", label) if isinstance(label, ClassLabel) else selected
 
 
@@ -167,6 +170,32 @@ def _refuse_empty(values: pyarrow.ChunkedArray, source: str, name: str, column: 
             raise DataError(f"{source}: row {number} has nothing in the column {column!r}. {remedy}")
 
 
+def _refuse_odd_labels(values: pyarrow.ChunkedArray, feature: Any, source: str, column: str) -> None:
+    """Refuse labels that are neither strings nor integers, and numbers for which a ClassLabel has no name."""
+    labels = values.to_pylist()
+    if not all(isinstance(label, (str, int)) for label in labels):
+        raise DataError(
+            f"{source}: expected labels that are strings or integers in the column {column!r}; received "
+            f"{values.type}. One text has one label here."
+        )
+    if not isinstance(feature, ClassLabel):
+        return
+    classes = len(feature.names)
+    rows = [row for row, label in enumerate(labels, 1) if isinstance(label, int) and not 0 <= label < classes]
+    if not rows:
+        return
+    shown = ", ".join(map(str, rows[:3])) + (", ..." if len(rows) > 3 else "")
+    if any(labels[row - 1] >= 0 for row in rows):
+        raise DataError(
+            f"{source}: expected numbers from 0 to {classes - 1} in the column {column!r}, which names {classes} "
+            f"classes; received others in {len(rows)} row(s): {shown}. Name all classes, or remove the rows."
+        )
+    raise DataError(
+        f"{source}: {len(rows)} row(s) have no label (-1 in the column {column!r}): {shown}. Remove them; in files, "
+        "their texts can go into --unlabeled_file."
+    )
+
+
 def _class_label(train: Dataset, source: str) -> ClassLabel:
     feature = train.features["label"]
     values: set[Any] = set(train["label"])
@@ -175,8 +204,6 @@ def _class_label(train: Dataset, source: str) -> ClassLabel:
         raise DataError(f"{source}: expected at least two classes; every row has the label {one!r}.")
     if isinstance(feature, ClassLabel):
         return feature
-    if not all(isinstance(value, (str, int)) for value in values):
-        raise DataError(f"{source}: expected labels that are strings or integers; received {feature.dtype}.")
     return ClassLabel(names=[str(value) for value in sorted(values)])
 
 

@@ -102,7 +102,7 @@ REFUSED = {
     "one class": ("text,label\nx,a\ny,a\n", "at least two classes; every row has the label 'a'"),
     "no label": ("text,label\nx,a\ny,\n", "row 2 has nothing in the column 'label'.*--unlabeled_file"),
     "no text": ("text,label\nx,a\n,b\n", "row 2 has nothing in the column 'text'"),
-    "real numbers": ("text,label\nx,0.5\ny,0.7\n", "strings or integers; received"),
+    "real numbers": ("text,label\nx,0.5\ny,0.7\n", "strings or integers .* received double"),
     "ragged": ("text,label\nx,a,b,c\n", "can't be read as CSV"),
 }
 
@@ -116,6 +116,34 @@ def test_refused_in_one_or_two_lines(case, tmp_path):
     assert len(str(error.value)) < 350
     assert "\n" not in str(error.value)
     assert "train.csv" in str(error.value)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1, -1, -1], r"2 row\(s\) have no label \(-1 in the column 'label'\): 3, 4. .*--unlabeled_file"),
+        ([0, 1, 2], r"expected numbers from 0 to 1 .* received others in 1 row\(s\): 3"),
+    ],
+)
+def test_numbers_without_a_name(tmp_path, split, labels, message):
+    good = parquet(tmp_path, "good.parquet", ["cat", "dog"], [0, 1])
+    bad = numbered(["cat", "dog"], [0] * len(labels))
+    column = pyarrow.array(labels, pyarrow.int64())
+    table = bad.data.table.set_column(1, "label", column).replace_schema_metadata(bad.data.schema.metadata)
+    pyarrow.parquet.write_table(table, tmp_path / "bad.parquet")
+    with pytest.raises(DataError, match=rf"bad.parquet: {message}"):
+        read_files({"train": good, "validation": good} | {split: tmp_path / "bad.parquet"})
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_lists_of_labels(tmp_path, split):
+    good = write(tmp_path, "good.csv", "text,label\nx,a\ny,b\n")
+    bad = write(tmp_path, "bad.jsonl", '{"text": "x", "label": ["a"]}\n{"text": "y", "label": ["b"]}\n')
+    with pytest.raises(
+        DataError, match=r"bad.jsonl: .* strings or integers .* received list<.*One text has one"
+    ):
+        read_files({"train": good, "validation": good} | {split: bad})
 
 
 def test_label_that_training_never_had(tmp_path):
