@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
@@ -52,7 +54,7 @@ def read_files(
         {'text': 'send money', 'label': 1}
     """
     text_columns = [text_column] + ([text_pair_column] if text_pair_column else [])
-    tables = {name: _read_table(Path(path), text_columns) for name, path in files.items()}
+    tables = {name: _read_table(Path(path), text_columns, label_column) for name, path in files.items()}
     sources = {name: str(path) for name, path in files.items()}
     return checked_splits(tables, sources, text_column, text_pair_column, label_column)
 
@@ -94,7 +96,7 @@ def checked_splits(
     return DatasetDict(checked)
 
 
-def _read_table(path: Path, text_columns: list[str]) -> Dataset:
+def _read_table(path: Path, text_columns: list[str], label_column: str) -> Dataset:
     if not path.is_file():
         raise DataError(f"{path}: no such file.")
     if path.stat().st_size == 0:
@@ -102,15 +104,7 @@ def _read_table(path: Path, text_columns: list[str]) -> Dataset:
     kind = path.suffix.lower()
     try:
         if kind == ".csv":
-            table = pyarrow.csv.read_csv(
-                path,
-                read_options=pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES),
-                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-                # A text such as "42" or "2024-01-01" is a text, not a number or a date.
-                convert_options=pyarrow.csv.ConvertOptions(
-                    column_types={column: pyarrow.string() for column in text_columns}
-                ),
-            )
+            table = _read_csv(path, text_columns, label_column)
         elif kind in (".json", ".jsonl"):
             table = pyarrow.json.read_json(
                 path, read_options=pyarrow.json.ReadOptions(block_size=_BLOCK_BYTES)
@@ -131,6 +125,35 @@ def _read_table(path: Path, text_columns: list[str]) -> Dataset:
             f"{path}: expected one column {twice[0]!r}; it has several. Rename or drop the others."
         )
     return Dataset(table)
+
+
+def _read_csv(path: Path, text_columns: list[str], label_column: str) -> pyarrow.Table:
+    # A text such as "42" or "2024-01-01" is a text, not a number or a date; and the labels "01" and "1" are two.
+    as_text = {column: pyarrow.string() for column in (*text_columns, label_column)}
+    table = pyarrow.csv.read_csv(
+        path,
+        read_options=pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES),
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(column_types=as_text),
+    )
+    if label_column in text_columns or table.column_names.count(label_column) != 1:
+        return table
+    index = table.column_names.index(label_column)
+    return table.set_column(index, label_column, _plain_numbers(table[label_column]))
+
+
+def _plain_numbers(labels: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
+    """Return a column of text as numbers if it holds nothing else but NA and the like; "07" is text, like a name."""
+    texts = pyarrow.compute.utf8_trim_whitespace(labels)
+    nothing = pyarrow.compute.is_in(texts, pyarrow.array(pyarrow.csv.ConvertOptions().null_values))
+    texts = pyarrow.compute.if_else(nothing, None, texts)
+    try:
+        whole = texts.cast(pyarrow.int64())
+        return whole if whole.cast(pyarrow.string()) == texts else texts
+    except pyarrow.ArrowInvalid:
+        with contextlib.suppress(pyarrow.ArrowInvalid):
+            return texts.cast(pyarrow.float64())
+    return labels
 
 
 def _select_columns(rows: Dataset, source: str, wanted: dict[str, str]) -> Dataset:
@@ -176,7 +199,7 @@ def _refuse_odd_labels(values: pyarrow.ChunkedArray, feature: Any, source: str, 
     if not all(isinstance(label, (str, int)) for label in labels):
         raise DataError(
             f"{source}: expected labels that are strings or integers in the column {column!r}; received "
-            f"{values.type}. One text has one label here."
+            f"{values.type}. Turn them into names, or name another column with --label_column."
         )
     if not isinstance(feature, ClassLabel):
         return

@@ -26,6 +26,22 @@ def test_csv_keeps_texts_as_they_are(tmp_path):
     assert train["label"][:] == [1, 2, 0]
 
 
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["01", "1", "02"], ["01", "02", "1"]),
+        (["10", "9", " 9"], ["9", "10"]),
+        (["true", "false"], ["false", "true"]),
+        (["2024-01-02", "2024-01-01"], ["2024-01-01", "2024-01-02"]),
+    ],
+)
+def test_csv_keeps_labels_as_they_are(tmp_path, labels, names):
+    content = "text,label\n" + "".join(f"x,{label}\n" for label in labels)
+    train = read_files({"train": write(tmp_path, "train.csv", content)})["train"]
+    assert train.features["label"].names == names
+    assert [names[number] for number in train["label"]] == [label.strip() for label in labels]
+
+
 def test_json_lines_and_parquet_give_the_same(tmp_path):
     rows = [{"question": "a b", "answer": "c", "kind": 10}, {"question": "d", "answer": "e", "kind": 9}]
     lines = write(tmp_path, "train.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -101,6 +117,7 @@ REFUSED = {
     ),
     "one class": ("text,label\nx,a\ny,a\n", "at least two classes; every row has the label 'a'"),
     "no label": ("text,label\nx,a\ny,\n", "row 2 has nothing in the column 'label'.*--unlabeled_file"),
+    "no label among numbers": ("text,label\nx,1\ny,NA\n", "row 2 has nothing in the column 'label'"),
     "no text": ("text,label\nx,a\n,b\n", "row 2 has nothing in the column 'text'"),
     "real numbers": ("text,label\nx,0.5\ny,0.7\n", "strings or integers .* received double"),
     "ragged": ("text,label\nx,a,b,c\n", "can't be read as CSV"),
@@ -141,7 +158,7 @@ def test_lists_of_labels(tmp_path, split):
     good = write(tmp_path, "good.csv", "text,label\nx,a\ny,b\n")
     bad = write(tmp_path, "bad.jsonl", '{"text": "x", "label": ["a"]}\n{"text": "y", "label": ["b"]}\n')
     with pytest.raises(
-        DataError, match=r"bad.jsonl: .* strings or integers .* received list<.*One text has one"
+        DataError, match=r"bad.jsonl: .* strings or integers .* received list<.*Turn them into names"
     ):
         read_files({"train": good, "validation": good} | {split: bad})
 
