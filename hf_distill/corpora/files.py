@@ -97,6 +97,8 @@ def checked_splits(
 
 
 def _read_table(path: Path, text_columns: list[str], label_column: str) -> Dataset:
+    if path.is_dir():
+        raise DataError(f"{path}: expected a file, received a folder. Name one file in it.")
     if not path.is_file():
         raise DataError(f"{path}: no such file.")
     if path.stat().st_size == 0:

@@ -176,6 +176,11 @@ def test_unreadable(name, tmp_path):
         read_files({"train": write(tmp_path, name, "neither one nor the other")})
 
 
+def test_a_folder(tmp_path):
+    with pytest.raises(DataError, match="expected a file, received a folder"):
+        read_files({"train": tmp_path})
+
+
 def test_wrong_encoding(tmp_path):
     path = tmp_path / "train.csv"
     path.write_bytes("text,label\ncafé,a\nthé,b\n".encode("latin-1"))
