@@ -15,6 +15,7 @@ from transformers import (
     BertForSequenceClassification,
 )
 
+from hf_distill.jobs.label_names import follow_label_names
 from hf_distill.students import student_from_teacher
 
 
@@ -167,9 +168,17 @@ def new_bert(
 def make_student(
     settings: TextModelArguments, teacher: Any, splits: DatasetDict, tokenizer: Any, length: int
 ) -> Any:
-    """Return a student: pretrained, cut out of the teacher, or of random weights from the global seed."""
+    """Return a student: pretrained, cut out of the teacher, or of random weights from the global seed.
+
+    Its classes are in the data's order, whatever the teacher's is.
+
+    Raises:
+        ValueError: a student cut out of a teacher of other classes.
+    """
     if settings.student_num_hidden_layers is not None:
-        return student_from_teacher(teacher, num_hidden_layers=settings.student_num_hidden_layers)
+        student = student_from_teacher(teacher, num_hidden_layers=settings.student_num_hidden_layers)
+        follow_label_names(student, label_names(splits))
+        return student
     if settings.student_model_name_or_path is None:
         return new_bert(settings.student_layers, settings.student_width, splits, tokenizer, length)
     names = label_names(splits)
