@@ -37,6 +37,7 @@ from hf_distill.jobs.text_models import TextModelArguments, check_models, number
 from hf_distill.jobs.tuning import TuningArguments, check_tuning, tune
 from hf_distill.launch import check_launch, leave_together
 from hf_distill.loss_plan import resolve_loss
+from hf_distill.publishing import check_push
 from hf_distill.support import check_supported
 from hf_distill.teachers.preparation import check_ensemble_arguments
 
@@ -141,6 +142,7 @@ def main() -> None:
         resuming(args)
         if args.push_to_hub and args.hub_model_id is None:
             fail("--push_to_hub: expected --hub_model_id user/name, received none. Name the repository.")
+        check_push(args)
         Path(str(args.output_dir)).mkdir(parents=True, exist_ok=True)
         use_all_cores()
         with first_on_main(state):

@@ -176,11 +176,8 @@ def load_trained_model(name: str | Path, auto_class: Any, **options: Any) -> Any
         raise ValueError(
             f"{expected}, whose weights can't be read ({error}). Save or download it again."
         ) from error
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # RuntimeError: weights of other shapes than the config's
+    except (OSError, ValueError, RuntimeError) as error:
+        # RuntimeError: weights of other shapes than its config says.
         raise ValueError(f"{expected}: {str(error).splitlines()[0]}") from error
     missing = sorted(loading["missing_keys"])
     if missing:

@@ -207,6 +207,7 @@ def run_here(monkeypatch: pytest.MonkeyPatch, capsys: Any, words: list[str]) -> 
         (["--teacher_model_name_or_path", "{tmp}/nowhere", "--train_file", "{train}"], "nowhere"),
         (["--student_num_hidden_layers", "1", "--student_model_name_or_path", "x"], "Drop one"),
         (["--push_to_hub", "True"], "--hub_model_id"),
+        (["--push_to_hub", "True", "--hub_model_id", "a/b"], "needs a token that may write to 'a/b'"),
         (["--student_num_hidden_layers", "9", "--train_file", "{train}"], "at most the teacher's 2 layers, received 9"),
         (["--student_model_name_or_path", "{tmp}/nowhere"], "--student_model_name_or_path: expected a Hub id"),
         (["--resume_from_checkpoint", "some/where"], "expected True or False"),
@@ -229,6 +230,7 @@ def run_here(monkeypatch: pytest.MonkeyPatch, capsys: Any, words: list[str]) -> 
 def test_mistakes_are_a_line_or_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, words: list[str], message: str
 ) -> None:
+    monkeypatch.setattr("hf_distill.uploads.get_token", lambda: None)  # whoever is logged in on this machine
     places = {
         "train": write_csv(tmp_path / "train.csv", rows(80, 0)),
         "twice": write_csv(tmp_path / "twice.csv", [("a", "x", "b"), ("c", "y", "d")], "text,label,text"),  # type: ignore[list-item]
