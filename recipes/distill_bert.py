@@ -91,11 +91,19 @@ class TrainingSettings(DistillationTrainingArguments):
         metadata={"help": "Run on the CPU. Default: where there is nothing else"},
     )
     save_strategy: str = field(
-        default="epoch", metadata={"help": "When to write a checkpoint to resume from"}
+        default="epoch",
+        metadata={
+            "help": "When to write a checkpoint to resume from",
+            "choices": ["no", "steps", "epoch", "best"],
+        },
     )
     save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep"})
-    logging_strategy: str = field(default="epoch", metadata={"help": "When to log"})
-    report_to: str = field(default="none", metadata={"help": "Trackers: tensorboard, wandb, ... or all"})
+    logging_strategy: str = field(
+        default="epoch", metadata={"help": "When to log", "choices": ["no", "steps", "epoch"]}
+    )
+    report_to: list[str] | str | None = field(
+        default="none", metadata={"help": "Trackers: tensorboard, wandb, ... or all"}
+    )
 
 
 def set_defaults(
