@@ -31,7 +31,7 @@ from hf_distill.jobs.command_line import (
 )
 from hf_distill.jobs.comparison import prepare_comparison, rehearse
 from hf_distill.jobs.own_teacher import first_on_main
-from hf_distill.jobs.ranges import check_ranges
+from hf_distill.jobs.ranges import check_best_metric, check_ranges
 from hf_distill.jobs.text_data import TextDataArguments, load_texts
 from hf_distill.jobs.text_models import TextModelArguments, check_models, number_of_teachers
 from hf_distill.jobs.tuning import TuningArguments, check_tuning, tune
@@ -142,8 +142,9 @@ def main() -> None:
     with short_errors():
         set_defaults(models, data, recipe, tuning, args)
         check_supported(args)
-        resolve_loss(args, "single_label")
+        plan = resolve_loss(args, "single_label")
         check_ranges(data, models, args, recipe.seeds)
+        check_best_metric(args, [term.key for term in plan.terms], recipe.baseline)
         check_models(models)
         check_tuning(tuning, args)
         check_ensemble_arguments(args, number_of_teachers(models))

@@ -220,6 +220,10 @@ def run_here(monkeypatch: pytest.MonkeyPatch, capsys: Any, words: list[str]) -> 
         (["--teacher_stop_epoch", "9"], "expected an epoch from 1 to 4"),
         (["--teachers_from_seeds", "2", "--teacher_weights", "most"], "teacher_weights: expected confidence"),
         (["--per_device_train_batch_size", "0"], "_batch_size: expected a whole number of at least 1"),
+        (
+            ["--eval_strategy", "epoch", "--load_best_model_at_end", "--metric_for_best_model", "loss/forward_kl"],
+            "expected a metric that the student alone has too, received 'loss/forward_kl'",
+        ),
         (["--train_sampling_strategy", "by_length"], "invalid choice: 'by_length'"),
         (["--train_file", "{twice}"], "twice.csv: expected one column 'text'; it has several"),
         # Found out on a few texts, before the teacher is trained.
