@@ -116,6 +116,7 @@ def set_defaults(
     """Fill in what depends on other flags."""
     if recipe.quick:
         data.max_train_samples, data.max_eval_samples = data.max_train_samples or 600, 600
+        data.max_unlabeled_samples = data.max_unlabeled_samples or 600
         models.teacher_layers, models.teacher_width, models.teacher_epochs = 2, 64, 1.0
         models.student_layers, models.student_width, args.num_train_epochs = 1, 64, 1.0
         tuning.tune_trials = min(tuning.tune_trials, 3)

@@ -12,6 +12,7 @@ from hf_distill.jobs.text_models import TextModelArguments, attention_heads
 _COUNTS = (
     "max_train_samples",
     "max_eval_samples",
+    "max_unlabeled_samples",
     "teacher_layers",
     "student_layers",
     "student_num_hidden_layers",

@@ -10,9 +10,14 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from hf_distill.jobs.text_data import TextDataArguments
+from hf_distill.jobs.text_models import TextModelArguments
+from hf_distill.jobs.tuning import TuningArguments
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "distill_bert.py"
 WORDS = {
@@ -257,6 +262,16 @@ def test_mistakes_are_a_line_or_two(
     assert re.search(message, "\n".join(said)), error
     assert "Traceback" not in error
     assert not list((tmp_path / "out").glob("*teacher*")), "a teacher was trained for a student that can't be"
+
+
+def test_quick_is_quick_with_every_file() -> None:
+    recipe = runpy.run_path(str(RECIPE))
+    settings = SimpleNamespace(learning_rate=0, alpha=None, temperature=None, objectives=None)
+    data = TextDataArguments()
+    recipe["set_defaults"](
+        TextModelArguments(), data, recipe["RecipeArguments"](quick=True), TuningArguments(), settings
+    )
+    assert data.max_train_samples == data.max_eval_samples == data.max_unlabeled_samples == 600
 
 
 @pytest.mark.slow
