@@ -6,6 +6,7 @@ import contextlib
 import copy
 import shutil
 import statistics
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -75,7 +76,10 @@ def rehearse(splits: DatasetDict, data: TextDataArguments, models: TextModelArgu
     if models.teacher_model_name_or_path is not None:
         return  # the real thing comes as soon
     few = DatasetDict({name: rows.select(range(min(len(rows), 8))) for name, rows in splits.items()})
-    with short_errors(), _silence():
+    # Trainer makes its folder, which is no student's here.
+    with short_errors(), _silence(), tempfile.TemporaryDirectory() as folder:
+        args = copy.copy(args)
+        args.output_dir = folder
         own = new_tokenizer(models, few)
         sizes = models.teacher_layers, models.teacher_width
         count = number_of_teachers(models)

@@ -106,7 +106,7 @@ def test_a_student_cut_out_of_a_teacher_with_another_order_of_labels(
     assert trainer.model.config.id2label == {0: "cat", 1: "dog"}
 
 
-def test_a_rehearsal_that_goes_well_is_silent(
+def test_a_rehearsal_that_goes_well_is_silent_and_leaves_nothing(
     tmp_path: Path, splits: DatasetDict, capsys: Any, recwarn: pytest.WarningsRecorder
 ) -> None:
     models = TextModelArguments(**TINY, teachers_from_seeds=2)
@@ -118,3 +118,4 @@ def test_a_rehearsal_that_goes_well_is_silent(
     )
     assert capsys.readouterr().err.replace("hf_distill trains on 1 process (cpu)\n", "") == ""
     assert not recwarn.list
+    assert not list(tmp_path.iterdir())
