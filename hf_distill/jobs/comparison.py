@@ -6,6 +6,7 @@ import contextlib
 import copy
 import shutil
 import statistics
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ import numpy
 from datasets import DatasetDict, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     DataCollatorWithPadding,
     EvalPrediction,
     set_seed,
@@ -27,6 +27,7 @@ from hf_distill.evaluation.agreement import teacher_scores
 from hf_distill.evaluation.cost import ModelCost, measure_cost, total_cost
 from hf_distill.evaluation.metrics import classification_metrics
 from hf_distill.jobs.command_line import resuming, short_errors
+from hf_distill.jobs.named_models import load_tokenizer
 from hf_distill.jobs.own_teacher import kept_teachers, new_tokenizer
 from hf_distill.jobs.text_data import TextDataArguments, encode, with_unlabelled
 from hf_distill.jobs.text_models import (
@@ -43,6 +44,7 @@ from hf_distill.reporting.results import (
     summarise,
     write_results,
 )
+from hf_distill.teachers.online import load_trained_model
 from hf_distill.teachers.signals import label_free
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.whole_checkpoints import last_whole_checkpoint
@@ -60,7 +62,7 @@ def prepare_comparison(
     if folders is None:
         folders = kept_teachers(models, splits, args, data.max_seq_length, say)
     with short_errors():
-        teachers = [AutoModelForSequenceClassification.from_pretrained(folder) for folder in folders]
+        teachers = [load_trained_model(folder, AutoModelForSequenceClassification) for folder in folders]
         tokenizer, own = tokenizers_of(models, folders)
     return TextComparison(splits, teachers, folders, tokenizer, own, data, models, args, say)
 
@@ -74,13 +76,16 @@ def rehearse(splits: DatasetDict, data: TextDataArguments, models: TextModelArgu
     if models.teacher_model_name_or_path is not None:
         return  # the real thing comes as soon
     few = DatasetDict({name: rows.select(range(min(len(rows), 8))) for name, rows in splits.items()})
-    with short_errors(), _silence():
+    # Trainer makes its folder, which is no student's here.
+    with short_errors(), _silence(), tempfile.TemporaryDirectory() as folder:
+        args = copy.copy(args)
+        args.output_dir = folder
         own = new_tokenizer(models, few)
         sizes = models.teacher_layers, models.teacher_width
         count = number_of_teachers(models)
         teachers = [new_bert(*sizes, few, own, data.max_seq_length) for _ in range(count)]
         named = models.student_model_name_or_path
-        tokenizer = own if named is None else AutoTokenizer.from_pretrained(named)
+        tokenizer = own if named is None else load_tokenizer(named)
         owned = [None if named is None else own] * count
         job = TextComparison(few, teachers, [], tokenizer, owned, data, models, args, lambda line: None)
         job.prepare(args.seed)
