@@ -29,9 +29,10 @@ from hf_distill.jobs.command_line import (
     short_errors,
     use_all_cores,
 )
-from hf_distill.jobs.comparison import prepare_comparison, rehearse
+from hf_distill.jobs.comparison import prepare_comparison
 from hf_distill.jobs.own_teacher import first_on_main
 from hf_distill.jobs.ranges import check_best_metric, check_ranges
+from hf_distill.jobs.rehearsal import rehearse
 from hf_distill.jobs.text_data import TextDataArguments, load_texts
 from hf_distill.jobs.text_models import TextModelArguments, check_models, number_of_teachers
 from hf_distill.jobs.tuning import TuningArguments, check_tuning, tune
@@ -117,7 +118,7 @@ def set_defaults(
     if recipe.quick:
         data.max_train_samples, data.max_eval_samples = data.max_train_samples or 600, 600
         data.max_unlabeled_samples = data.max_unlabeled_samples or 600
-        models.teacher_layers, models.teacher_width, models.teacher_epochs = 2, 64, 1.0
+        models.teacher_width, models.teacher_epochs = 64, 1.0
         models.student_layers, models.student_width, args.num_train_epochs = 1, 64, 1.0
         tuning.tune_trials = min(tuning.tune_trials, 3)
     pretrained = models.student_model_name_or_path or models.student_num_hidden_layers

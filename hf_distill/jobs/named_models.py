@@ -12,13 +12,14 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 
-def load_tokenizer(name: str) -> Any:
+def load_tokenizer(name: str, revision: str | None = None) -> Any:
     """Load a tokenizer that knows words, with a padding token.
 
     One without a padding token, like GPT-2's, pads with its end of text, as is usual for classifiers.
 
     Args:
         name: the Hub id or the folder of a model.
+        revision: branch, tag or commit; the main one if None.
 
     Raises:
         ValueError: no tokenizer beside the model, or one with nothing to pad with.
@@ -30,7 +31,7 @@ def load_tokenizer(name: str) -> Any:
         ValueError: 'nowhere': expected a tokenizer beside the model, received none ...
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main")
     except (
         Exception
     ) as error:  # a dozen kinds, plain Exception among them: one for each architecture's way to miss it

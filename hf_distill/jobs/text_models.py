@@ -179,9 +179,17 @@ def make_student(
     return load_student(settings.student_model_name_or_path, label_names(splits))
 
 
-def tokenizers_of(settings: TextModelArguments, teacher_folders: list[str]) -> tuple[Any, list[Any]]:
-    """Return the student's tokenizer, and of each teacher its own where it differs, else None."""
-    teachers = [load_tokenizer(folder) for folder in teacher_folders]
+def tokenizers_of(
+    settings: TextModelArguments, teacher_folders: list[str], revision: str | None = None
+) -> tuple[Any, list[Any]]:
+    """Return the student's tokenizer, and of each teacher its own where it differs, else None.
+
+    Args:
+        settings: the recipe's arguments.
+        teacher_folders: folders or Hub ids.
+        revision: branch, tag or commit of the teachers.
+    """
+    teachers = [load_tokenizer(folder, revision) for folder in teacher_folders]
     name = settings.student_model_name_or_path
     student = teachers[0] if name is None else load_tokenizer(name)
     return student, [None if _reads_alike(own, student) else own for own in teachers]

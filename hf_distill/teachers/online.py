@@ -138,6 +138,22 @@ def load_teacher_model(
     Raises:
         ValueError: a folder or id that is not there, or a model whose head was never trained.
     """
+    options = loading_options(revision, dtype, attn_implementation)
+    return load_trained_model(name, _auto_class(student), **options)
+
+
+def loading_options(
+    revision: str | None = None, dtype: str | None = None, attn_implementation: str | None = None
+) -> dict[str, Any]:
+    """Return what ``from_pretrained`` is told of a teacher; the arguments are those of :func:`load_teacher_model`.
+
+    Raises:
+        ValueError: a dtype that is none.
+
+    Example:
+        >>> loading_options("main", "bfloat16")
+        {'dtype': 'bfloat16', 'revision': 'main'}
+    """
     kind = getattr(torch, dtype or "float32", None)
     if dtype != "auto" and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
         raise ValueError(
@@ -148,7 +164,7 @@ def load_teacher_model(
         options["revision"] = revision
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
-    return load_trained_model(name, _auto_class(student), **options)
+    return options
 
 
 def load_trained_model(name: str | Path, auto_class: Any, **options: Any) -> Any:

@@ -11,8 +11,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from hf_distill import DistillationTrainingArguments
 from hf_distill.jobs import comparison
-from hf_distill.jobs.comparison import prepare_comparison, rehearse
+from hf_distill.jobs.comparison import prepare_comparison
 from hf_distill.jobs.own_teacher import new_tokenizer
+from hf_distill.jobs.rehearsal import rehearse
 from hf_distill.jobs.text_data import TextDataArguments
 from hf_distill.jobs.text_models import TextModelArguments, new_bert
 from tests.tiny import perturbed
@@ -119,3 +120,39 @@ def test_a_rehearsal_that_goes_well_is_silent_and_leaves_nothing(
     assert capsys.readouterr().err.replace("hf_distill trains on 1 process (cpu)\n", "") == ""
     assert not recwarn.list
     assert not list(tmp_path.iterdir())
+
+
+def test_how_a_named_teacher_is_loaded_is_as_the_flags_say(tmp_path: Path, splits: DatasetDict) -> None:
+    models = TextModelArguments(**TINY)
+    tokenizer = new_tokenizer(models, splits)
+    new_bert(1, 16, splits, tokenizer, 64).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    models.teacher_model_name_or_path = [str(tmp_path / "teacher")]
+    args = arguments(tmp_path / "out", teacher_dtype="bfloat16", teacher_attn_implementation="eager")
+    (teacher,) = prepare_comparison(splits, DATA, models, args, print).teachers
+    assert teacher.dtype == torch.bfloat16
+    assert teacher.config._attn_implementation == "eager"
+    args.teacher_dtype = "float33"
+    with pytest.raises(SystemExit):
+        prepare_comparison(splits, DATA, models, args, print)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The student .* seems to start from random", "ignore:The teacher is nearly uniform"
+)
+def test_a_checkpoint_of_another_loss_is_not_resumed_from(
+    tmp_path: Path, splits: DatasetDict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = TextModelArguments(**TINY)
+    saved = {"save_strategy": "steps", "save_steps": 1, "resume_from_checkpoint": "True"}
+
+    def run(alpha: float) -> None:
+        args = arguments(tmp_path, alpha=alpha, **saved)
+        prepare_comparison(splits, DATA, models, args, lambda line: None).run([0], baseline=False)
+
+    run(0.2)
+    run(0.2)  # goes on
+    with pytest.raises(SystemExit) as ended:
+        run(0.8)
+    assert ended.value.code == 2
+    assert "--resume_from_checkpoint: expected" in capsys.readouterr().err
