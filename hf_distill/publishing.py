@@ -22,7 +22,36 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
-__all__ = ["PublishingMixin", "PushError"]
+__all__ = ["PublishingMixin", "PushError", "check_push"]
+
+
+def check_push(args: Any) -> None:
+    """Make sure that a run may push, before it trains anything; its trainer, which asks too, may be built late.
+
+    Process 0 asks, and every process hears the answer: one left behind would wait for it in vain.
+
+    Args:
+        args: training arguments with ``push_to_hub`` and ``hub_model_id``.
+
+    Raises:
+        PushError: no token, one that may not write to the repository, or no Hub to ask.
+
+    Example:
+        >>> from transformers import TrainingArguments
+        >>> check_push(TrainingArguments("out", use_cpu=True))  # does not push: nothing to ask
+    """
+    if not args.push_to_hub:
+        return
+    failure: list[str | None] = [None]
+    if args.process_index == 0:
+        try:
+            open_repository(PushLedger().api, args.hub_model_id, args.hub_token, args.hub_private_repo)
+        except (OSError, PushError) as error:  # OSError: PermissionError, and what the Hub's client raises
+            failure = [str(error)]
+    if args.world_size > 1:
+        broadcast_object_list(failure)
+    if failure[0] is not None:
+        raise PushError(failure[0])
 
 
 class PublishingMixin(_Base):

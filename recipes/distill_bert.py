@@ -29,14 +29,16 @@ from hf_distill.jobs.command_line import (
     short_errors,
     use_all_cores,
 )
-from hf_distill.jobs.comparison import prepare_comparison, rehearse
+from hf_distill.jobs.comparison import prepare_comparison
 from hf_distill.jobs.own_teacher import first_on_main
-from hf_distill.jobs.ranges import check_ranges
+from hf_distill.jobs.ranges import check_best_metric, check_ranges
+from hf_distill.jobs.rehearsal import rehearse
 from hf_distill.jobs.text_data import TextDataArguments, load_texts
 from hf_distill.jobs.text_models import TextModelArguments, check_models, number_of_teachers
 from hf_distill.jobs.tuning import TuningArguments, check_tuning, tune
 from hf_distill.launch import check_launch, leave_together
 from hf_distill.loss_plan import resolve_loss
+from hf_distill.publishing import check_push
 from hf_distill.support import check_supported
 from hf_distill.teachers.preparation import check_ensemble_arguments
 
@@ -90,11 +92,19 @@ class TrainingSettings(DistillationTrainingArguments):
         metadata={"help": "Run on the CPU. Default: where there is nothing else"},
     )
     save_strategy: str = field(
-        default="epoch", metadata={"help": "When to write a checkpoint to resume from"}
+        default="epoch",
+        metadata={
+            "help": "When to write a checkpoint to resume from",
+            "choices": ["no", "steps", "epoch", "best"],
+        },
     )
     save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep"})
-    logging_strategy: str = field(default="epoch", metadata={"help": "When to log"})
-    report_to: str = field(default="none", metadata={"help": "Trackers: tensorboard, wandb, ... or all"})
+    logging_strategy: str = field(
+        default="epoch", metadata={"help": "When to log", "choices": ["no", "steps", "epoch"]}
+    )
+    report_to: list[str] | str | None = field(
+        default="none", metadata={"help": "Trackers: tensorboard, wandb, ... or all"}
+    )
 
 
 def set_defaults(
@@ -107,7 +117,8 @@ def set_defaults(
     """Fill in what depends on other flags."""
     if recipe.quick:
         data.max_train_samples, data.max_eval_samples = data.max_train_samples or 600, 600
-        models.teacher_layers, models.teacher_width, models.teacher_epochs = 2, 64, 1.0
+        data.max_unlabeled_samples = data.max_unlabeled_samples or 600
+        models.teacher_width, models.teacher_epochs = 64, 1.0
         models.student_layers, models.student_width, args.num_train_epochs = 1, 64, 1.0
         tuning.tune_trials = min(tuning.tune_trials, 3)
     pretrained = models.student_model_name_or_path or models.student_num_hidden_layers
@@ -133,14 +144,16 @@ def main() -> None:
     with short_errors():
         set_defaults(models, data, recipe, tuning, args)
         check_supported(args)
-        resolve_loss(args, "single_label")
+        plan = resolve_loss(args, "single_label")
         check_ranges(data, models, args, recipe.seeds)
+        check_best_metric(args, [term.key for term in plan.terms], recipe.baseline)
         check_models(models)
         check_tuning(tuning, args)
         check_ensemble_arguments(args, number_of_teachers(models))
         resuming(args)
         if args.push_to_hub and args.hub_model_id is None:
             fail("--push_to_hub: expected --hub_model_id user/name, received none. Name the repository.")
+        check_push(args)
         Path(str(args.output_dir)).mkdir(parents=True, exist_ok=True)
         use_all_cores()
         with first_on_main(state):

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from hf_distill.arguments import DistillationTrainingArguments
-from hf_distill.publishing import PublishingMixin, PushError
+from hf_distill.publishing import PublishingMixin, PushError, check_push
 from hf_distill.trainer import DistillationTrainer
 from tests.hub_server import Hub
 
@@ -102,6 +102,38 @@ def in_subprocess(code: list[str], hub: Hub, folder: Path) -> str:
     run = subprocess.run(code, env=environment, capture_output=True, text=True, timeout=120, cwd=folder)
     assert run.returncode == 0, run.stderr
     return run.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "token", "message"),
+    [
+        ("ada/student", TOKEN, None),
+        ("ada/student", None, "needs a token that may write to 'ada/student', and none was found"),
+        ("ada/student", "hf_readonlyvisitor", "the user 'bob' may not write to 'ada/student'"),
+    ],
+)
+def test_a_run_is_checked_before_it_trains(
+    hub: Hub, tmp_path: Path, name: str, token: str | None, message: str | None
+) -> None:
+    args = TrainingArguments(
+        str(tmp_path), push_to_hub=True, hub_model_id=name, hub_token=token, use_cpu=True, report_to="none"
+    )
+    if message is None:
+        check_push(args)
+        return
+    with pytest.raises(PushError, match=message):
+        check_push(args)
+
+
+def test_every_process_hears_that_it_may_not_push(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def from_process_0(answer: list[Any]) -> None:
+        assert answer == [None], "process 0 alone asks"
+        answer[0] = "may not write"
+
+    monkeypatch.setattr("hf_distill.publishing.broadcast_object_list", from_process_0)
+    with pytest.raises(PushError, match="may not write"):
+        check_push(SimpleNamespace(push_to_hub=True, process_index=1, world_size=2))
+    assert not hub.requests
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
@@ -52,7 +54,7 @@ def read_files(
         {'text': 'send money', 'label': 1}
     """
     text_columns = [text_column] + ([text_pair_column] if text_pair_column else [])
-    tables = {name: _read_table(Path(path), text_columns) for name, path in files.items()}
+    tables = {name: _read_table(Path(path), text_columns, label_column) for name, path in files.items()}
     sources = {name: str(path) for name, path in files.items()}
     return checked_splits(tables, sources, text_column, text_pair_column, label_column)
 
@@ -67,8 +69,8 @@ def checked_splits(
     """Bring splits of any origin to the columns `text`, `text_pair` (if asked for) and `label`; check them.
 
     Labels are numbered by the sorted order of those in `train` (integers by value, strings by letters),
-    unless they are a ClassLabel, whose numbers and names are kept. The split `unlabeled` gets no label
-    column.
+    unless they are a ClassLabel, whose numbers and names are kept. Other splits follow by name, whatever
+    numbers a ClassLabel of their own has. The split `unlabeled` gets no label column.
 
     Args:
         splits: split name -> rows; `train` is needed.
@@ -77,7 +79,8 @@ def checked_splits(
 
     Raises:
         DataError: for a missing column, no rows, a row without text or label, labels that are neither strings
-            nor integers, a single class, or a label outside `train` that `train` does not have.
+            nor integers, a number for which a ClassLabel has no name (-1 is no label), a single class, or a
+            label outside `train` that `train` does not have.
     """
     names: dict[str, str] = {"text": text_column}
     if text_pair_column:
@@ -87,12 +90,15 @@ def checked_splits(
         wanted = dict(names) if split == "unlabeled" else {**names, "label": label_column}
         checked[split] = _select_columns(rows, sources[split], wanted)
     feature = _class_label(checked["train"], sources["train"])
+    seen = set(_names_of(checked["train"]))
     for split in [split for split in checked if split != "unlabeled"]:
-        checked[split] = _number_labels(checked[split], sources[split], feature)
+        checked[split] = _number_labels(checked[split], sources[split], feature, seen)
     return DatasetDict(checked)
 
 
-def _read_table(path: Path, text_columns: list[str]) -> Dataset:
+def _read_table(path: Path, text_columns: list[str], label_column: str) -> Dataset:
+    if path.is_dir():
+        raise DataError(f"{path}: expected a file, received a folder. Name one file in it.")
     if not path.is_file():
         raise DataError(f"{path}: no such file.")
     if path.stat().st_size == 0:
@@ -100,15 +106,7 @@ def _read_table(path: Path, text_columns: list[str]) -> Dataset:
     kind = path.suffix.lower()
     try:
         if kind == ".csv":
-            table = pyarrow.csv.read_csv(
-                path,
-                read_options=pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES),
-                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-                # A text such as "42" or "2024-01-01" is a text, not a number or a date.
-                convert_options=pyarrow.csv.ConvertOptions(
-                    column_types={column: pyarrow.string() for column in text_columns}
-                ),
-            )
+            table = _read_csv(path, text_columns, label_column)
         elif kind in (".json", ".jsonl"):
             table = pyarrow.json.read_json(
                 path, read_options=pyarrow.json.ReadOptions(block_size=_BLOCK_BYTES)
@@ -129,6 +127,35 @@ def _read_table(path: Path, text_columns: list[str]) -> Dataset:
             f"{path}: expected one column {twice[0]!r}; it has several. Rename or drop the others."
         )
     return Dataset(table)
+
+
+def _read_csv(path: Path, text_columns: list[str], label_column: str) -> pyarrow.Table:
+    # A text such as "42" or "2024-01-01" is a text, not a number or a date; and the labels "01" and "1" are two.
+    as_text = {column: pyarrow.string() for column in (*text_columns, label_column)}
+    table = pyarrow.csv.read_csv(
+        path,
+        read_options=pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES),
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(column_types=as_text),
+    )
+    if label_column in text_columns or table.column_names.count(label_column) != 1:
+        return table
+    index = table.column_names.index(label_column)
+    return table.set_column(index, label_column, _plain_numbers(table[label_column]))
+
+
+def _plain_numbers(labels: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
+    """Return a column of text as numbers if it holds nothing else but NA and the like; "07" is text, like a name."""
+    texts = pyarrow.compute.utf8_trim_whitespace(labels)
+    nothing = pyarrow.compute.is_in(texts, pyarrow.array(pyarrow.csv.ConvertOptions().null_values))
+    texts = pyarrow.compute.if_else(nothing, None, texts)
+    try:
+        whole = texts.cast(pyarrow.int64())
+        return whole if whole.cast(pyarrow.string()) == texts else texts
+    except pyarrow.ArrowInvalid:
+        with contextlib.suppress(pyarrow.ArrowInvalid):
+            return texts.cast(pyarrow.float64())
+    return labels
 
 
 def _select_columns(rows: Dataset, source: str, wanted: dict[str, str]) -> Dataset:
@@ -152,8 +179,10 @@ def _select_columns(rows: Dataset, source: str, wanted: dict[str, str]) -> Datas
             values = values.cast(pyarrow.string())
         _refuse_empty(values, source, name, column)
         columns[name] = values
-    selected = Dataset(pyarrow.table(columns))
     label = rows.features[wanted["label"]] if "label" in wanted else None
+    if label is not None:
+        _refuse_odd_labels(columns["label"], label, source, wanted["label"])
+    selected = Dataset(pyarrow.table(columns))
     return selected.cast_column("label", label) if isinstance(label, ClassLabel) else selected
 
 
@@ -166,35 +195,64 @@ def _refuse_empty(values: pyarrow.ChunkedArray, source: str, name: str, column: 
             raise DataError(f"{source}: row {number} has nothing in the column {column!r}. {remedy}")
 
 
+def _refuse_odd_labels(values: pyarrow.ChunkedArray, feature: Any, source: str, column: str) -> None:
+    """Refuse labels that are neither strings nor integers, and numbers for which a ClassLabel has no name."""
+    labels = values.to_pylist()
+    if not all(isinstance(label, (str, int)) for label in labels):
+        raise DataError(
+            f"{source}: expected labels that are strings or integers in the column {column!r}; received "
+            f"{values.type}. Turn them into names, or name another column with --label_column."
+        )
+    if not isinstance(feature, ClassLabel):
+        return
+    classes = len(feature.names)
+    rows = [row for row, label in enumerate(labels, 1) if isinstance(label, int) and not 0 <= label < classes]
+    if not rows:
+        return
+    shown = ", ".join(map(str, rows[:3])) + (", ..." if len(rows) > 3 else "")
+    if any(labels[row - 1] >= 0 for row in rows):
+        raise DataError(
+            f"{source}: expected numbers from 0 to {classes - 1} in the column {column!r}, which names {classes} "
+            f"classes; received others in {len(rows)} row(s): {shown}. Name all classes, or remove the rows."
+        )
+    raise DataError(
+        f"{source}: {len(rows)} row(s) have no label (-1 in the column {column!r}): {shown}. Remove them; in files, "
+        "their texts can go into --unlabeled_file."
+    )
+
+
 def _class_label(train: Dataset, source: str) -> ClassLabel:
     feature = train.features["label"]
-    found = set(train["label"])
-    if isinstance(feature, ClassLabel):
-        if len(found - {-1}) < 2:
-            raise DataError(f"{source}: expected at least two classes; every row has the same label.")
-        return feature
-    values: set[Any] = found
-    if not all(isinstance(value, (str, int)) for value in values):
-        raise DataError(f"{source}: expected labels that are strings or integers; received {feature.dtype}.")
+    values: set[Any] = set(train["label"])
     if len(values) < 2:
-        raise DataError(
-            f"{source}: expected at least two classes; every row has the label {next(iter(values))!r}."
-        )
+        one = _names_of(train)[0]
+        raise DataError(f"{source}: expected at least two classes; every row has the label {one!r}.")
+    if isinstance(feature, ClassLabel):
+        return feature
     return ClassLabel(names=[str(value) for value in sorted(values)])
 
 
-def _number_labels(rows: Dataset, source: str, feature: ClassLabel) -> Dataset:
-    if isinstance(rows.features["label"], ClassLabel):
-        return rows
-    numbers = {name: number for number, name in enumerate(feature.names)}
-    labels = [str(value) for value in rows["label"]]
-    unknown = sorted(set(labels) - set(numbers))
+def _names_of(rows: Dataset) -> list[str]:
+    """Return the name of each row's label, whatever number a ClassLabel of its own gives it."""
+    feature = rows.features["label"]
+    if isinstance(feature, ClassLabel):
+        return [str(feature.names[number]) for number in rows["label"]]
+    return [str(value) for value in rows["label"]]
+
+
+def _number_labels(rows: Dataset, source: str, feature: ClassLabel, seen: set[str]) -> Dataset:
+    """Number labels as training does, by name: another split's own numbers may be in another order."""
+    labels = _names_of(rows)
+    unknown = sorted(set(labels) - seen)
     if unknown:
         shown = ", ".join(map(repr, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
         raise DataError(
             f"{source}: {len(unknown)} label(s) that the training file never has: {shown}. "
             "Add examples of them to the training file, or remove the rows."
         )
+    if rows.features["label"] == feature:
+        return rows
+    numbers = {str(name): number for number, name in enumerate(feature.names)}
     columns = {name: rows[name][:] for name in rows.column_names} | {
         "label": [numbers[label] for label in labels]
     }

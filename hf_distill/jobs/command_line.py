@@ -8,11 +8,13 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import torch
 import yaml
 from transformers import HfArgumentParser
+
+from hf_distill.jobs.settings_file import checked_value
 
 
 class _ShortParser(HfArgumentParser):
@@ -73,7 +75,7 @@ def parse(kinds: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
     parser = _ShortParser(list(kinds), allow_abbrev=False)  # type: ignore[arg-type]
     flags = list(argv)
     if flags and flags[0].endswith((".yaml", ".yml")):
-        _take_defaults(parser, Path(flags.pop(0)))
+        _take_defaults(parser, kinds, Path(flags.pop(0)))
     known = {name for action in parser._actions for name in action.option_strings}
     for flag in flags:
         name = flag.split("=")[0]
@@ -83,12 +85,14 @@ def parse(kinds: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
         return tuple(parser.parse_args_into_dataclasses(flags))
 
 
-def _take_defaults(parser: HfArgumentParser, path: Path) -> None:
-    """Let a YAML file set the flags' defaults."""
+def _take_defaults(parser: HfArgumentParser, kinds: Sequence[type], path: Path) -> None:
+    """Let a YAML file set the flags' defaults, each checked as its flag would be."""
     if not path.is_file():
         fail(f"no such file: {path}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"{path}: expected YAML in UTF-8, which can't be read: {error}")
     except yaml.YAMLError as error:
         fail(f"{path} is not YAML: {' '.join(str(error).split())}")
     if not isinstance(values, dict):
@@ -97,11 +101,15 @@ def _take_defaults(parser: HfArgumentParser, path: Path) -> None:
     for name in values:
         if name not in names:
             fail(f"{path}: unknown setting {name}.{_near(str(name), names)}")
+    hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
     for action in parser._actions:
-        if action.dest in values:
+        # A flag that is on has a second one that turns it off, which reads no value.
+        if action.dest in values and action.nargs != 0:
             action.required = False
-            if action.nargs == "+" and not isinstance(values[action.dest], list):
-                values[action.dest] = [values[action.dest]]
+            try:
+                values[action.dest] = checked_value(values[action.dest], action, hints[action.dest])
+            except ValueError as error:
+                fail(f"{path}: {action.dest}: {error}")
     parser.set_defaults(**values)
 
 

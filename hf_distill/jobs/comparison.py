@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import json
 import shutil
 import statistics
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy
-from datasets import DatasetDict, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from datasets import DatasetDict
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     DataCollatorWithPadding,
     EvalPrediction,
     set_seed,
 )
-from transformers.utils import logging
 
 from hf_distill.evaluation.agreement import teacher_scores
 from hf_distill.evaluation.cost import ModelCost, measure_cost, total_cost
 from hf_distill.evaluation.metrics import classification_metrics
 from hf_distill.jobs.command_line import resuming, short_errors
-from hf_distill.jobs.own_teacher import kept_teachers, new_tokenizer
+from hf_distill.jobs.own_teacher import kept_teachers
 from hf_distill.jobs.text_data import TextDataArguments, encode, with_unlabelled
 from hf_distill.jobs.text_models import (
     TextModelArguments,
     make_student,
-    new_bert,
-    number_of_teachers,
     tokenizers_of,
 )
 from hf_distill.reporting.results import (
@@ -43,9 +38,10 @@ from hf_distill.reporting.results import (
     summarise,
     write_results,
 )
+from hf_distill.teachers.online import load_trained_model, loading_options
 from hf_distill.teachers.signals import label_free
 from hf_distill.trainer import DistillationTrainer
-from hf_distill.whole_checkpoints import last_whole_checkpoint
+from hf_distill.whole_checkpoints import last_whole_checkpoint, settings_of
 
 
 def prepare_comparison(
@@ -56,50 +52,26 @@ def prepare_comparison(
     say: Callable[[str], None],
 ) -> TextComparison:
     """Load the teachers, trained first where none is named, and return the comparison with them."""
-    folders = models.teacher_model_name_or_path
+    folders, revision = models.teacher_model_name_or_path, args.teacher_revision
+    with short_errors():
+        options = loading_options(revision, args.teacher_dtype, args.teacher_attn_implementation)
     if folders is None:
         folders = kept_teachers(models, splits, args, data.max_seq_length, say)
     with short_errors():
-        teachers = [AutoModelForSequenceClassification.from_pretrained(folder) for folder in folders]
-        tokenizer, own = tokenizers_of(models, folders)
+        teachers = [load_trained_model(one, AutoModelForSequenceClassification, **options) for one in folders]
+        tokenizer, own = tokenizers_of(models, folders, revision)
     return TextComparison(splits, teachers, folders, tokenizer, own, data, models, args, say)
 
 
-def rehearse(splits: DatasetDict, data: TextDataArguments, models: TextModelArguments, args: Any) -> None:
-    """Build all that a student needs on a few texts, so that what does not fit is said before a teacher is trained.
-
-    Raises:
-        SystemExit: with the error that the student of a trained teacher would have met.
-    """
-    if models.teacher_model_name_or_path is not None:
-        return  # the real thing comes as soon
-    few = DatasetDict({name: rows.select(range(min(len(rows), 8))) for name, rows in splits.items()})
-    with short_errors(), _silence():
-        own = new_tokenizer(models, few)
-        sizes = models.teacher_layers, models.teacher_width
-        count = number_of_teachers(models)
-        teachers = [new_bert(*sizes, few, own, data.max_seq_length) for _ in range(count)]
-        named = models.student_model_name_or_path
-        tokenizer = own if named is None else AutoTokenizer.from_pretrained(named)
-        owned = [None if named is None else own] * count
-        job = TextComparison(few, teachers, [], tokenizer, owned, data, models, args, lambda line: None)
-        job.prepare(args.seed)
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep back the warnings about models and data that are only tried out."""
-    before, without_bars = logging.get_verbosity(), are_progress_bars_disabled()
-    logging.set_verbosity_error()
-    disable_progress_bars()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(before)
-        if not without_bars:
-            enable_progress_bars()
+def _check_same_loss(checkpoint: str | None, trainer: DistillationTrainer) -> None:
+    """Raise where a checkpoint was trained with another loss: the table would call its numbers this one's."""
+    written = settings_of(checkpoint).get("loss") if checkpoint else None
+    now = json.loads(json.dumps(trainer.checkpoint_settings()["loss"]))
+    if written is not None and written != now:
+        raise ValueError(
+            f"--resume_from_checkpoint: expected {checkpoint} to be trained with the loss {now}, received one trained "
+            f"with {written}. Give the flags it was started with, or another --output_dir."
+        )
 
 
 @dataclass
@@ -200,6 +172,8 @@ class TextComparison:
         args = trainer.args
         self.say(f"Student {kind}, seed {seed}: training into {args.output_dir} ...")
         resume = last_whole_checkpoint(str(args.output_dir)) if resuming(args) else None
+        with short_errors():
+            _check_same_loss(resume, trainer)
         if resume is None and trainer.is_world_process_zero():
             for stale in Path(str(args.output_dir)).glob("*checkpoint-*"):
                 shutil.rmtree(stale)  # of an earlier run, perhaps with other settings

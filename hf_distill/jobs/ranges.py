@@ -1,4 +1,4 @@
-"""Checks the numbers of a recipe's flags before anything is built: what is out of range ends in one line."""
+"""Checks a recipe's flags before anything is built: numbers out of range, and a metric that nobody measures."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hf_distill.jobs.text_models import TextModelArguments, attention_heads
 _COUNTS = (
     "max_train_samples",
     "max_eval_samples",
+    "max_unlabeled_samples",
     "teacher_layers",
     "student_layers",
     "student_num_hidden_layers",
@@ -22,6 +23,13 @@ _COUNTS = (
     "gradient_accumulation_steps",
 )
 _POSITIVE = ("teacher_epochs", "teacher_learning_rate", "learning_rate")
+_MEASURED = ("accuracy", "macro_f1", "matthews", "calibration_error")
+# What every evaluation has, of the student alone as well.
+_METRICS = (
+    *_MEASURED,
+    *(f"{of}_{name}" for of in ("teacher", "retention") for name in _MEASURED),
+    *("loss", "loss/label", "agreement", "mean_kl"),
+)
 _SHARES = ("teacher_dropout", "teacher_word_dropout")
 # [CLS], a word and [SEP]; the special tokens and a character.
 _LEAST = {"max_seq_length": 3, "vocabulary_size": 6}
@@ -74,4 +82,38 @@ def check_ranges(
     if not seeds or not whole or len(set(seeds)) < len(seeds):
         raise ValueError(
             f"--seeds: expected different whole numbers of at least 0, like 0 1 2, received {list(seeds)}."
+        )
+
+
+def check_best_metric(args: Any, objectives: Sequence[str], baseline: bool) -> None:
+    """Raise where the best checkpoint is chosen by a metric that a student's evaluation will not have.
+
+    Args:
+        args: training arguments.
+        objectives: the keys of the distilled student's objectives; the student alone has none.
+        baseline: whether the student alone is trained too.
+
+    Raises:
+        ValueError: naming the metrics there are.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> args = SimpleNamespace(eval_strategy="epoch", metric_for_best_model="eval_loss/forward_kl")
+        >>> check_best_metric(args, ["forward_kl"], baseline=False)
+        >>> check_best_metric(args, ["forward_kl"], baseline=True)
+        Traceback (most recent call last):
+            ...
+        ValueError: --metric_for_best_model: expected a metric that the student alone has too, received ...
+    """
+    best = str(args.metric_for_best_model).removeprefix("eval_")
+    if args.metric_for_best_model is None or args.eval_strategy == "no" or best in _METRICS:
+        return
+    of_distilled = [f"loss/{key}" for key in objectives]
+    if best not in of_distilled:
+        known = ", ".join([*_METRICS, *([] if baseline else of_distilled)])
+        raise ValueError(f"--metric_for_best_model: expected one of {known}; received {best!r}.")
+    if baseline:
+        raise ValueError(
+            f"--metric_for_best_model: expected a metric that the student alone has too, received {best!r}. Take "
+            "mean_kl, agreement, accuracy or loss/label, or leave the student alone out with --no_baseline."
         )

@@ -46,6 +46,9 @@ class TextDataArguments:
     max_seq_length: int = field(default=64, metadata={"help": "Texts are cut at this many tokens"})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on N texts only"})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Report on N texts only"})
+    max_unlabeled_samples: int | None = field(
+        default=None, metadata={"help": "Learn from N texts without labels only"}
+    )
     report_on: str = field(
         default="test",
         metadata={"help": "The split to report on; tune on validation", "choices": ["test", "validation"]},
@@ -77,9 +80,13 @@ def load_texts(data: TextDataArguments) -> DatasetDict:
         parts = splits["train"].train_test_split(0.1, seed=0)
         splits["train"], splits["validation"] = parts["train"], parts["test"]
     splits.setdefault("test", splits["validation"])
-    limits = {"train": data.max_train_samples, data.report_on: data.max_eval_samples}
+    limits = {
+        "train": data.max_train_samples,
+        data.report_on: data.max_eval_samples,
+        "unlabeled": data.max_unlabeled_samples,
+    }
     for name, limit in limits.items():
-        if limit is not None:
+        if limit is not None and name in splits:
             splits[name] = splits[name].shuffle(seed=0).select(range(min(limit, len(splits[name]))))
     return splits
 

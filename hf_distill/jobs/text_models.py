@@ -7,14 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import DatasetDict
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
-)
+from transformers import AutoConfig, BertConfig, BertForSequenceClassification
 
+from hf_distill.jobs.label_names import follow_label_names
+from hf_distill.jobs.named_models import load_student, load_tokenizer
 from hf_distill.students import student_from_teacher
 
 
@@ -167,28 +163,35 @@ def new_bert(
 def make_student(
     settings: TextModelArguments, teacher: Any, splits: DatasetDict, tokenizer: Any, length: int
 ) -> Any:
-    """Return a student: pretrained, cut out of the teacher, or of random weights from the global seed."""
+    """Return a student: pretrained, cut out of the teacher, or of random weights from the global seed.
+
+    Its classes are in the data's order, whatever the teacher's is.
+
+    Raises:
+        ValueError: a student cut out of a teacher of other classes, or a named one that can't be loaded for these.
+    """
     if settings.student_num_hidden_layers is not None:
-        return student_from_teacher(teacher, num_hidden_layers=settings.student_num_hidden_layers)
+        student = student_from_teacher(teacher, num_hidden_layers=settings.student_num_hidden_layers)
+        follow_label_names(student, label_names(splits))
+        return student
     if settings.student_model_name_or_path is None:
         return new_bert(settings.student_layers, settings.student_width, splits, tokenizer, length)
-    names = label_names(splits)
-    config = AutoConfig.from_pretrained(
-        settings.student_model_name_or_path,
-        num_labels=len(names),
-        id2label=dict(enumerate(names)),
-        label2id={name: index for index, name in enumerate(names)},
-    )
-    return AutoModelForSequenceClassification.from_pretrained(
-        settings.student_model_name_or_path, config=config
-    )
+    return load_student(settings.student_model_name_or_path, label_names(splits))
 
 
-def tokenizers_of(settings: TextModelArguments, teacher_folders: list[str]) -> tuple[Any, list[Any]]:
-    """Return the student's tokenizer, and of each teacher its own where it differs, else None."""
-    teachers = [AutoTokenizer.from_pretrained(folder) for folder in teacher_folders]
+def tokenizers_of(
+    settings: TextModelArguments, teacher_folders: list[str], revision: str | None = None
+) -> tuple[Any, list[Any]]:
+    """Return the student's tokenizer, and of each teacher its own where it differs, else None.
+
+    Args:
+        settings: the recipe's arguments.
+        teacher_folders: folders or Hub ids.
+        revision: branch, tag or commit of the teachers.
+    """
+    teachers = [load_tokenizer(folder, revision) for folder in teacher_folders]
     name = settings.student_model_name_or_path
-    student = teachers[0] if name is None else AutoTokenizer.from_pretrained(name)
+    student = teachers[0] if name is None else load_tokenizer(name)
     return student, [None if _reads_alike(own, student) else own for own in teachers]
 
 

@@ -161,7 +161,7 @@ def kl_of_logits(of: torch.Tensor, against: torch.Tensor, temperature: float) ->
         >>> kl_of_logits(never, torch.tensor([[0.0, 0.0]]), 1.0), kl_of_logits(torch.zeros(1, 2), never, 1.0)
         (tensor([0.6931]), tensor([inf]))
     """
-    return _KLOfLogits.apply(of, against, temperature)  # type: ignore[no-any-return]
+    return _KLOfLogits.apply(of, against, temperature)
 
 
 class _KLOfLogits(torch.autograd.Function):

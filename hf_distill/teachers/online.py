@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 
 from hf_distill.columns import accepted_columns
@@ -137,30 +138,63 @@ def load_teacher_model(
     Raises:
         ValueError: a folder or id that is not there, or a model whose head was never trained.
     """
+    options = loading_options(revision, dtype, attn_implementation)
+    return load_trained_model(name, _auto_class(student), **options)
+
+
+def loading_options(
+    revision: str | None = None, dtype: str | None = None, attn_implementation: str | None = None
+) -> dict[str, Any]:
+    """Return what ``from_pretrained`` is told of a teacher; the arguments are those of :func:`load_teacher_model`.
+
+    Raises:
+        ValueError: a dtype that is none.
+
+    Example:
+        >>> loading_options("main", "bfloat16")
+        {'dtype': 'bfloat16', 'revision': 'main'}
+    """
     kind = getattr(torch, dtype or "float32", None)
     if dtype != "auto" and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
         raise ValueError(
             f"teacher_dtype: expected auto, float32, bfloat16, float16 or float64, received {dtype!r}."
-        )
-    if not Path(name).expanduser().is_dir() and (
-        str(name).startswith((".", "/", "~")) or str(name).count("/") > 1
-    ):
-        raise ValueError(
-            f"teacher: expected the id of a Hub model or a folder with a saved model, received {str(name)!r}, a folder "
-            "that is not there."
         )
     options: dict[str, Any] = {"dtype": dtype or "auto"}
     if revision is not None:
         options["revision"] = revision
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
+    return options
+
+
+def load_trained_model(name: str | Path, auto_class: Any, **options: Any) -> Any:
+    """Load a teacher whose weights are all there, its head's included.
+
+    Args:
+        name: a Hub id or a folder written by ``save_pretrained``.
+        auto_class: the Auto class of its head, such as ``AutoModelForSequenceClassification``.
+        options: passed to ``from_pretrained``.
+
+    Raises:
+        ValueError: a folder or id that is not there, weights that can't be read, or a model whose head was never
+            trained.
+    """
+    expected = (
+        f"teacher: expected the id of a Hub model or a folder with a saved model, received {str(name)!r}"
+    )
+    if not Path(name).expanduser().is_dir() and (
+        str(name).startswith((".", "/", "~")) or str(name).count("/") > 1
+    ):
+        raise ValueError(f"{expected}, a folder that is not there.")
     try:
-        model, loading = _auto_class(student).from_pretrained(str(name), output_loading_info=True, **options)
-    except (OSError, ValueError) as error:
+        model, loading = auto_class.from_pretrained(str(name), output_loading_info=True, **options)
+    except SafetensorError as error:
         raise ValueError(
-            f"teacher: expected the id of a Hub model or a folder with a saved model, received {str(name)!r}: "
-            f"{str(error).splitlines()[0]}"
+            f"{expected}, whose weights can't be read ({error}). Save or download it again."
         ) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        # RuntimeError: weights of other shapes than its config says.
+        raise ValueError(f"{expected}: {str(error).splitlines()[0]}") from error
     missing = sorted(loading["missing_keys"])
     if missing:
         raise ValueError(

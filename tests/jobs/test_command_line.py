@@ -19,6 +19,10 @@ class Settings:
     rate: float = 1e-3
     names: list[str] = field(default_factory=lambda: ["a"])
     fast: bool = True
+    strategy: str = field(default="no", metadata={"choices": ["no", "epoch"]})
+    path: str | None = None
+    alpha: float | str | dict[str, Any] | None = None
+    weights: list[float] | str | None = field(default=None, metadata={"nargs": "+"})
 
 
 @pytest.fixture
@@ -58,6 +62,21 @@ def test_mistakes_leave_with_2_and_a_line(words: list[str], message: str, capsys
         ("layerz: 3", "unknown setting layerz. Did you mean layers?"),
         ("- 1", "expected a mapping"),
         ("a: [", "is not YAML"),
+        ("strategy: never", "strategy: expected one of no, epoch, received 'never'."),
+        (
+            "strategy: no",
+            "received False. YAML reads no, off, yes and on as true and false: put it into quotes.",
+        ),
+        ("path: 7", "path: expected text, received 7. Put it into quotes."),
+        ("path: [a.csv]", "path: expected text, received ['a.csv']."),
+        ("layers: 3.0", "layers: expected a whole number, received 3.0."),
+        ("layers: true", "layers: expected a whole number, received True."),
+        ("rate: quick", "rate: expected a number, received 'quick'."),
+        ("rate: [1]", "rate: expected a number, received [1]."),
+        ("names: [a, 1]", "names: expected text, received 1. Put it into quotes."),
+        ("names: null", "names: expected a list, received None."),
+        ("fast: maybe", "fast: expected true or false, received 'maybe'."),
+        ("alpha: [1]", "alpha: expected a number or text or a mapping, received [1]."),
     ],
 )
 def test_mistakes_in_the_file_name_it(settings: Path, text: str, message: str, capsys: Any) -> None:
@@ -67,6 +86,36 @@ def test_mistakes_in_the_file_name_it(settings: Path, text: str, message: str, c
     said = capsys.readouterr().err
     assert message in said
     assert "settings.yaml" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "rate: 2\nnames: b\nfast: 'no'\nlayers: '4'",
+            {"rate": 2.0, "names": ["b"], "fast": False, "layers": 4},
+        ),
+        ("strategy: 'no'\npath: null", {"strategy": "no", "path": None}),
+        ("path: true", {"path": "true"}),  # --resume_from_checkpoint
+        ("alpha: 1e-1", {"alpha": "1e-1"}),  # which the arguments read
+        ("alpha: {schedule: linear}", {"alpha": {"schedule": "linear"}}),
+        ("weights: [2, 1.5]", {"weights": [2.0, 1.5]}),
+        ("weights: confidence", {"weights": ["confidence"]}),
+    ],
+)
+def test_values_of_the_file_are_read_as_flags_are(
+    settings: Path, text: str, expected: dict[str, Any]
+) -> None:
+    settings.write_text(text)
+    read = vars(parse([Settings], [str(settings)])[0])
+    assert {name: read[name] for name in expected} == expected
+
+
+def test_a_file_in_another_encoding(settings: Path, capsys: Any) -> None:
+    settings.write_bytes("path: café".encode("latin-1"))
+    with pytest.raises(SystemExit):
+        parse([Settings], [str(settings)])
+    assert "settings.yaml: expected YAML in UTF-8" in capsys.readouterr().err
 
 
 def test_what_is_no_users_mistake_keeps_its_traceback() -> None:

@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from hf_distill import DistillationTrainingArguments
 from hf_distill.jobs import comparison
-from hf_distill.jobs.comparison import prepare_comparison, rehearse
+from hf_distill.jobs.comparison import prepare_comparison
+from hf_distill.jobs.own_teacher import new_tokenizer
+from hf_distill.jobs.rehearsal import rehearse
 from hf_distill.jobs.text_data import TextDataArguments
-from hf_distill.jobs.text_models import TextModelArguments
+from hf_distill.jobs.text_models import TextModelArguments, new_bert
+from tests.tiny import perturbed
 
 TINY = {
     "vocabulary_size": 40, "teacher_layers": 1, "teacher_width": 16, "teacher_epochs": 1, "student_layers": 1,
@@ -78,7 +82,32 @@ def test_what_does_not_fit_is_said_before_a_teacher_is_trained(
     assert not list(tmp_path.glob("*teacher*"))
 
 
-def test_a_rehearsal_that_goes_well_is_silent(
+@pytest.mark.filterwarnings("ignore:The student .* seems to start from random")
+def test_a_student_cut_out_of_a_teacher_with_another_order_of_labels(
+    tmp_path: Path, splits: DatasetDict
+) -> None:
+    tokenizer = new_tokenizer(TextModelArguments(**TINY), splits)
+    teacher = perturbed(new_bert(2, 16, splits, tokenizer, 64)).eval()
+    teacher.config.id2label, teacher.config.label2id = {0: "dog", 1: "cat"}, {"dog": 0, "cat": 1}
+    for part in (teacher, tokenizer):
+        part.save_pretrained(str(tmp_path / "teacher"))
+    models = TextModelArguments(
+        teacher_model_name_or_path=[str(tmp_path / "teacher")], student_num_hidden_layers=2
+    )
+    job = prepare_comparison(splits, DATA, models, arguments(tmp_path), lambda line: None)
+    trainer = job._trainer(0, "distilled", publish=False)
+    batch = tokenizer(splits["validation"]["text"][:], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = teacher(**batch).logits[:, [1, 0]]
+        assert torch.allclose(trainer.model(**batch).logits, expected, atol=1e-6), (
+            "all layers: it is the teacher"
+        )
+    # The teacher's row of the table.
+    assert torch.allclose(torch.tensor(job._teacher_logits(trainer)[0]), expected, atol=1e-6)
+    assert trainer.model.config.id2label == {0: "cat", 1: "dog"}
+
+
+def test_a_rehearsal_that_goes_well_is_silent_and_leaves_nothing(
     tmp_path: Path, splits: DatasetDict, capsys: Any, recwarn: pytest.WarningsRecorder
 ) -> None:
     models = TextModelArguments(**TINY, teachers_from_seeds=2)
@@ -90,3 +119,40 @@ def test_a_rehearsal_that_goes_well_is_silent(
     )
     assert capsys.readouterr().err.replace("hf_distill trains on 1 process (cpu)\n", "") == ""
     assert not recwarn.list
+    assert not list(tmp_path.iterdir())
+
+
+def test_how_a_named_teacher_is_loaded_is_as_the_flags_say(tmp_path: Path, splits: DatasetDict) -> None:
+    models = TextModelArguments(**TINY)
+    tokenizer = new_tokenizer(models, splits)
+    new_bert(1, 16, splits, tokenizer, 64).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    models.teacher_model_name_or_path = [str(tmp_path / "teacher")]
+    args = arguments(tmp_path / "out", teacher_dtype="bfloat16", teacher_attn_implementation="eager")
+    (teacher,) = prepare_comparison(splits, DATA, models, args, print).teachers
+    assert teacher.dtype == torch.bfloat16
+    assert teacher.config._attn_implementation == "eager"
+    args.teacher_dtype = "float33"
+    with pytest.raises(SystemExit):
+        prepare_comparison(splits, DATA, models, args, print)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The student .* seems to start from random", "ignore:The teacher is nearly uniform"
+)
+def test_a_checkpoint_of_another_loss_is_not_resumed_from(
+    tmp_path: Path, splits: DatasetDict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = TextModelArguments(**TINY)
+    saved = {"save_strategy": "steps", "save_steps": 1, "resume_from_checkpoint": "True"}
+
+    def run(alpha: float) -> None:
+        args = arguments(tmp_path, alpha=alpha, **saved)
+        prepare_comparison(splits, DATA, models, args, lambda line: None).run([0], baseline=False)
+
+    run(0.2)
+    run(0.2)  # goes on
+    with pytest.raises(SystemExit) as ended:
+        run(0.8)
+    assert ended.value.code == 2
+    assert "--resume_from_checkpoint: expected" in capsys.readouterr().err

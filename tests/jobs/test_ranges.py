@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from hf_distill import DistillationTrainingArguments
-from hf_distill.jobs.ranges import check_ranges
+from hf_distill.jobs.ranges import check_best_metric, check_ranges
 from hf_distill.jobs.text_data import TextDataArguments
 from hf_distill.jobs.text_models import TextModelArguments
 
@@ -54,3 +55,25 @@ def test_a_number_out_of_range(tmp_path: Any, name: str, value: Any, message: st
 def test_seeds(tmp_path: Any, seeds: Any) -> None:
     with pytest.raises(ValueError, match="--seeds: expected different whole numbers"):
         check(tmp_path, seeds=seeds)
+
+
+@pytest.mark.parametrize("metric", [None, "accuracy", "eval_retention_accuracy", "loss/label", "eval_loss"])
+def test_metrics_of_every_student(metric: str | None) -> None:
+    args = SimpleNamespace(eval_strategy="epoch", metric_for_best_model=metric)
+    check_best_metric(args, ["forward_kl"], baseline=True)
+
+
+@pytest.mark.parametrize(
+    ("metric", "baseline", "message"),
+    [
+        ("loss/forward_kl", True, "student alone has too, received 'loss/forward_kl'. .* --no_baseline"),
+        ("loss/reverse_kl", True, "expected one of accuracy, .* received 'loss/reverse_kl'"),
+        ("f1", False, "expected one of accuracy, .* loss/forward_kl; received 'f1'"),
+    ],
+)
+def test_metrics_that_a_student_has_not(metric: str, baseline: bool, message: str) -> None:
+    args = SimpleNamespace(eval_strategy="epoch", metric_for_best_model=metric)
+    with pytest.raises(ValueError, match=message):
+        check_best_metric(args, ["forward_kl"], baseline)
+    args.eval_strategy = "no"  # nothing is measured on the way
+    check_best_metric(args, ["forward_kl"], baseline)

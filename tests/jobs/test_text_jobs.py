@@ -149,6 +149,16 @@ def test_files_are_split_where_there_is_no_validation(tmp_path: Path) -> None:
     assert not set(splits["train"]["text"]) & set(splits["validation"]["text"])
 
 
+def test_texts_without_labels_are_counted_out_too(tmp_path: Path) -> None:
+    train, more = tmp_path / "train.csv", tmp_path / "more.csv"
+    train.write_text("text,label\nx,a\ny,b\nz,a\n")
+    more.write_text("text\n" + "more\n" * 9)
+    for limit, expected in ((4, 4), (None, 9)):
+        data = TextDataArguments(train_file=str(train), unlabeled_file=str(more), max_unlabeled_samples=limit)
+        assert len(load_texts(data)["unlabeled"]) == expected
+    assert "unlabeled" not in load_texts(TextDataArguments(train_file=str(train), max_unlabeled_samples=4))
+
+
 def test_contradictions_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="received both"):
         load_texts(TextDataArguments(train_file="a.csv", dataset_name="b"))

@@ -10,9 +10,14 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from hf_distill.jobs.text_data import TextDataArguments
+from hf_distill.jobs.text_models import TextModelArguments
+from hf_distill.jobs.tuning import TuningArguments
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "distill_bert.py"
 WORDS = {
@@ -207,6 +212,7 @@ def run_here(monkeypatch: pytest.MonkeyPatch, capsys: Any, words: list[str]) -> 
         (["--teacher_model_name_or_path", "{tmp}/nowhere", "--train_file", "{train}"], "nowhere"),
         (["--student_num_hidden_layers", "1", "--student_model_name_or_path", "x"], "Drop one"),
         (["--push_to_hub", "True"], "--hub_model_id"),
+        (["--push_to_hub", "True", "--hub_model_id", "a/b"], "needs a token that may write to 'a/b'"),
         (["--student_num_hidden_layers", "9", "--train_file", "{train}"], "at most the teacher's 2 layers, received 9"),
         (["--student_model_name_or_path", "{tmp}/nowhere"], "--student_model_name_or_path: expected a Hub id"),
         (["--resume_from_checkpoint", "some/where"], "expected True or False"),
@@ -219,6 +225,10 @@ def run_here(monkeypatch: pytest.MonkeyPatch, capsys: Any, words: list[str]) -> 
         (["--teacher_stop_epoch", "9"], "expected an epoch from 1 to 4"),
         (["--teachers_from_seeds", "2", "--teacher_weights", "most"], "teacher_weights: expected confidence"),
         (["--per_device_train_batch_size", "0"], "_batch_size: expected a whole number of at least 1"),
+        (
+            ["--eval_strategy", "epoch", "--load_best_model_at_end", "--metric_for_best_model", "loss/forward_kl"],
+            "expected a metric that the student alone has too, received 'loss/forward_kl'",
+        ),
         (["--train_sampling_strategy", "by_length"], "invalid choice: 'by_length'"),
         (["--train_file", "{twice}"], "twice.csv: expected one column 'text'; it has several"),
         # Found out on a few texts, before the teacher is trained.
@@ -229,6 +239,7 @@ def run_here(monkeypatch: pytest.MonkeyPatch, capsys: Any, words: list[str]) -> 
 def test_mistakes_are_a_line_or_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, words: list[str], message: str
 ) -> None:
+    monkeypatch.setattr("hf_distill.uploads.get_token", lambda: None)  # whoever is logged in on this machine
     places = {
         "train": write_csv(tmp_path / "train.csv", rows(80, 0)),
         "twice": write_csv(tmp_path / "twice.csv", [("a", "x", "b"), ("c", "y", "d")], "text,label,text"),  # type: ignore[list-item]
@@ -251,6 +262,16 @@ def test_mistakes_are_a_line_or_two(
     assert re.search(message, "\n".join(said)), error
     assert "Traceback" not in error
     assert not list((tmp_path / "out").glob("*teacher*")), "a teacher was trained for a student that can't be"
+
+
+def test_quick_is_quick_with_every_file() -> None:
+    recipe = runpy.run_path(str(RECIPE))
+    settings = SimpleNamespace(learning_rate=0, alpha=None, temperature=None, objectives=None)
+    data = TextDataArguments()
+    recipe["set_defaults"](
+        TextModelArguments(), data, recipe["RecipeArguments"](quick=True), TuningArguments(), settings
+    )
+    assert data.max_train_samples == data.max_eval_samples == data.max_unlabeled_samples == 600
 
 
 @pytest.mark.slow

@@ -185,6 +185,9 @@ def test_quick_models_suit_it(config: Path, tmp_path: Path) -> None:
     """Construction checks layers, widths, relation heads and the embeddings."""
     trainer = trainer_of(config, tmp_path, quick=True)
     assert trainer.plan.needs_teacher
+    _, models, _ = settings_of(config, tmp_path, "--quick")
+    if models.student_num_hidden_layers is not None and config.stem == "pkd":
+        assert models.student_num_hidden_layers < models.teacher_layers, "a copy has nothing to learn"
 
 
 @every_config

@@ -1,0 +1,60 @@
+"""Tries a recipe's student out on a few texts, before hours go into a teacher that it would not fit."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import tempfile
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from datasets import DatasetDict, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from transformers.utils import logging
+
+from hf_distill.jobs.command_line import short_errors
+from hf_distill.jobs.comparison import TextComparison
+from hf_distill.jobs.named_models import load_tokenizer
+from hf_distill.jobs.own_teacher import new_tokenizer
+from hf_distill.jobs.text_data import TextDataArguments
+from hf_distill.jobs.text_models import TextModelArguments, new_bert, number_of_teachers
+
+
+def rehearse(splits: DatasetDict, data: TextDataArguments, models: TextModelArguments, args: Any) -> None:
+    """Build all that a student needs on a few texts, so that what does not fit is said before a teacher is trained.
+
+    Raises:
+        SystemExit: with the error that the student of a trained teacher would have met.
+    """
+    if models.teacher_model_name_or_path is not None:
+        return  # the real thing comes as soon
+    few = DatasetDict({name: rows.select(range(min(len(rows), 8))) for name, rows in splits.items()})
+    # Trainer makes its folder, which is no student's here.
+    with short_errors(), _silence(), tempfile.TemporaryDirectory() as folder:
+        args = copy.copy(args)
+        args.output_dir = folder
+        own = new_tokenizer(models, few)
+        sizes = models.teacher_layers, models.teacher_width
+        count = number_of_teachers(models)
+        teachers = [new_bert(*sizes, few, own, data.max_seq_length) for _ in range(count)]
+        named = models.student_model_name_or_path
+        tokenizer = own if named is None else load_tokenizer(named)
+        owned = [None if named is None else own] * count
+        job = TextComparison(few, teachers, [], tokenizer, owned, data, models, args, lambda line: None)
+        job.prepare(args.seed)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep back the warnings about models and data that are only tried out."""
+    before, without_bars = logging.get_verbosity(), are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(before)
+        if not without_bars:
+            enable_progress_bars()

@@ -1,0 +1,92 @@
+"""Models and tokenizers by name: what can't work is said before any training."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, GPT2Config, MPNetConfig, T5Config
+
+from hf_distill.jobs.named_models import load_student, load_tokenizer
+from hf_distill.jobs.own_teacher import train_tokenizer
+from hf_distill.jobs.text_models import TextModelArguments, tokenizers_of
+from hf_distill.teachers.online import load_trained_model
+from tests.tiny import bert, classifier
+
+MISSING = "expected a tokenizer beside the model, received none.*tokenizer.save_pretrained"
+
+
+def saved(folder: Path, *parts: Any) -> str:
+    for part in parts:
+        part.save_pretrained(str(folder))
+    return str(folder)
+
+
+def cut_short(folder: str) -> str:
+    path = Path(folder) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    return folder
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    return train_tokenizer(["one two", "three"], 60)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2", "modernbert"])
+def test_a_tokenizer_that_is_made_up(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(ValueError, match=MISSING):
+        load_tokenizer(saved(tmp_path, classifier(kind)))
+
+
+@pytest.mark.parametrize("config", [T5Config, MPNetConfig, GPT2Config])
+def test_a_tokenizer_that_is_made_up_from_a_config(tmp_path: Path, config: Any) -> None:
+    with pytest.raises(ValueError, match=MISSING):
+        load_tokenizer(saved(tmp_path, config()))
+
+
+def test_teachers_and_student_without_a_tokenizer(tmp_path: Path, tokenizer: Any) -> None:
+    whole, bare = saved(tmp_path / "whole", bert(), tokenizer), saved(tmp_path / "bare", bert())
+    with pytest.raises(ValueError, match=f"bare.*{MISSING}"):
+        tokenizers_of(TextModelArguments(), [whole, bare])
+    with pytest.raises(ValueError, match=f"bare.*{MISSING}"):
+        tokenizers_of(TextModelArguments(student_model_name_or_path=bare), [whole])
+
+
+def test_a_tokenizer_without_a_padding_token(tmp_path: Path, tokenizer: Any) -> None:
+    tokenizer.pad_token = None
+    with pytest.raises(
+        ValueError, match=r"expected a tokenizer with a padding token.*Set tokenizer.pad_token"
+    ):
+        load_tokenizer(saved(tmp_path, bert(), tokenizer))
+    tokenizer.eos_token = "[SEP]"
+    assert load_tokenizer(saved(tmp_path, tokenizer)).pad_token == "[SEP]"
+
+
+def test_teachers_that_can_teach_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no trained weights for .*classifier.*Fine-tune the teacher"):
+        load_trained_model(
+            saved(tmp_path / "mlm", classifier("bert_mlm")), AutoModelForSequenceClassification
+        )
+    with pytest.raises(ValueError, match=r"teacher: .*cut', whose weights can't be read"):
+        load_trained_model(cut_short(saved(tmp_path / "cut", bert())), AutoModelForSequenceClassification)
+
+
+def test_a_student_with_its_own_head_a_new_one_or_one_that_does_not_fit(tmp_path: Path) -> None:
+    names = ["cat", "dog", "hen"]
+    own = bert()
+    student = load_student(saved(tmp_path / "own", own), names)
+    assert torch.equal(student.classifier.weight, own.classifier.weight)
+    assert student.config.id2label == dict(enumerate(names))
+    assert load_student(saved(tmp_path / "mlm", classifier("bert_mlm")), names).config.num_labels == 3
+    with pytest.raises(
+        ValueError, match=r"data's 2 classes.*own', whose classifier.bias is \(3,\), not \(2,\). Name"
+    ):
+        load_student(str(tmp_path / "own"), names[:2])
+    with pytest.raises(
+        ValueError, match=r"--student_model_name_or_path: .*cut', whose weights can't be read"
+    ):
+        load_student(cut_short(shutil.copytree(tmp_path / "own", tmp_path / "cut").as_posix()), names)
