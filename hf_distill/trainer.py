@@ -223,7 +223,7 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         if not self.args.remove_unused_columns or not all(isinstance(row, dict) for row in rows):
             return rows
         self._set_signature_columns_if_needed()
-        kept = set(self._signature_columns or ())
+        kept: set[str] = set(self._signature_columns or ())
         return [{name: value for name, value in row.items() if name in kept} for row in rows]
 
     def _resolve(self) -> LossPlan:

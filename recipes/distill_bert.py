@@ -53,6 +53,12 @@ class RecipeArguments:
     seeds: list[int] = field(
         default_factory=lambda: [0], metadata={"help": "Repeat with these seeds, e.g. --seeds 0 1 2"}
     )
+    cache_teacher: bool = field(
+        default=False,
+        metadata={
+            "help": "Ask the teacher about each text once, and keep its answers in --output_dir for all runs"
+        },
+    )
     quick: bool = field(
         default=False, metadata={"help": "The whole path in about a minute, whose numbers mean nothing"}
     )
@@ -165,6 +171,8 @@ def main() -> None:
     tuned = tune(tuning, splits, data, models, args, recipe.seeds[0], say) if tuning.tune else None
     job = prepare_comparison(splits, data, models, args, say)
     job.tuned = tuned
+    if recipe.cache_teacher:
+        job.cache_teachers()
     job.run(recipe.seeds, recipe.baseline)
     leave_together()
 

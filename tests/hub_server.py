@@ -63,13 +63,14 @@ class _Handler(BaseHTTPRequestHandler):
         ("POST", r"/api/repos/create", "create"),
         ("GET", r"/api/whoami-v2", "whoami"),
         ("POST", r"/api/validate-yaml", "validate_yaml"),
-        ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/auth-check/write", "write_check"),
-        ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/[^/]+", "preupload"),
-        ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/[^/]+", "commit"),
-        ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)(/revision/[^/]+)?", "info"),
-        ("POST", r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "batch"),
+        ("GET", r"/api/(models|datasets)/(?P<repo>[^/]+/[^/]+)/auth-check/write", "write_check"),
+        ("POST", r"/api/(models|datasets)/(?P<repo>[^/]+/[^/]+)/preupload/[^/]+", "preupload"),
+        ("POST", r"/api/(models|datasets)/(?P<repo>[^/]+/[^/]+)/commit/[^/]+", "commit"),
+        ("GET", r"/api/(models|datasets)/(?P<repo>[^/]+/[^/]+)(/revision/[^/]+)?", "info"),
+        ("GET", r"/api/datasets/(?P<repo>[^/]+/[^/]+)/tree/[^/]+", "tree"),
+        ("POST", r"/(datasets/)?(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "batch"),
         ("PUT", r"/lfs/(?P<oid>\w+)", "put"),
-        ("GET", r"/(?P<repo>[^/]+/[^/]+)/resolve/[^/]+/(?P<path>.+)", "resolve"),
+        ("GET", r"/(datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/[^/]+/(?P<path>.+)", "resolve"),
     )
 
     def answer(self) -> None:
@@ -135,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def preupload(self, repo: str) -> None:
         files = json.loads(self.body())["files"]
-        large = (".safetensors", ".bin", ".pt", ".pth")
+        large = (".safetensors", ".bin", ".pt", ".pth", ".arrow")
         modes = [("lfs" if file["path"].endswith(large) else "regular", file["path"]) for file in files]
         if self.may_write(repo):
             answer = [{"path": path, "uploadMode": mode, "shouldIgnore": False} for mode, path in modes]
@@ -180,6 +181,10 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             siblings = [{"rfilename": path} for path in self.hub.repositories[repo]]
             self.send(200, {"id": repo, "sha": SHA, "siblings": siblings, "tags": [], "private": False})
+
+    def tree(self, repo: str) -> None:
+        files = self.hub.repositories[repo].items()
+        self.send(200, [{"type": "file", "path": path, "size": len(data), "oid": "0"} for path, data in files])
 
     def resolve(self, repo: str, path: str) -> None:
         data = self.hub.repositories.get(repo, {}).get(path)

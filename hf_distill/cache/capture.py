@@ -346,6 +346,8 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
                 f"{folder}: expected no other capture into this folder, found one at work. Wait for it, or give "
                 "another folder and merge both."
             ) from error
+        for unfinished in folder.glob(".*.arrow-*"):  # of a process that was killed in the middle of a file
+            unfinished.unlink(missing_ok=True)
         yield
 
 

@@ -160,9 +160,10 @@ def _estimate(work: Capture, name: str, folder: Path) -> str:
     there = (
         f", {plan.shards - len(left)} of {plan.shards} shards are there" if len(left) < plan.shards else ""
     )
+    others = "" if len(plan.indices) == rows else " (the others are there, or the same)"
     return (
-        f"{name}: asking the teacher about {len(plan.indices):,} of {rows:,} examples (the others are there, or the "
-        f"same){there}; {_size(work.bytes())} in {folder}, about {_duration(work.seconds() / work.processes)}"
+        f"{name}: asking the teacher about {len(plan.indices):,} of {rows:,} examples{others}{there}; "
+        f"{_size(work.bytes())} in {folder}, about {_duration(work.seconds() / work.processes)}"
     )
 
 

@@ -97,6 +97,14 @@ class TeacherCache:
         self.signals = build_format(self.manifest.source.signals)
         self._index = Index(self.folder / self.manifest.index)
         self._shards: dict[int, Shard] = {}
+        # What every teacher says of itself; the columns are those it read, and those that looked_up adds.
+        self.name: str = self.source.teacher
+        self.provides: frozenset[str] = self.signals.provides | (
+            {"features"} if self.source.hidden_states else set()
+        )
+        self.columns: frozenset[str] = frozenset(self.source.columns) | {
+            self._column(part) for part in self._parts()
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave open files out: a worker of a data loader opens its own."""
@@ -116,22 +124,6 @@ class TeacherCache:
     def source(self) -> Source:
         """Whose answers these are."""
         return self.manifest.source
-
-    @property
-    def name(self) -> str:
-        """The teacher's own name."""
-        return self.source.teacher
-
-    @property
-    def provides(self) -> frozenset[str]:
-        """What the signals give."""
-        features = {"features"} if self.source.hidden_states else set()
-        return self.signals.provides | features
-
-    @property
-    def columns(self) -> frozenset[str]:
-        """The columns that the teacher read, and those that :meth:`looked_up` adds."""
-        return frozenset(self.source.columns) | {self._column(part) for part in self._parts()}
 
     @cached_property
     def shape(self) -> ModelShape | None:
@@ -161,7 +153,7 @@ class TeacherCache:
     def __call__(self, batch: dict[str, Any]) -> TeacherSignals:
         """Answer for a batch: from the columns that the collator added, or looked up now."""
         device = next((value.device for value in batch.values() if isinstance(value, torch.Tensor)), None)
-        parts = {part: batch.get(self._column(part)) for part in self._parts()}
+        parts: dict[str, Any] = {part: batch.get(self._column(part)) for part in self._parts()}
         if any(value is None for value in parts.values()):
             found = self.looked_up(batch)
             parts = {part: found[self._column(part)].to(device or "cpu") for part in self._parts()}

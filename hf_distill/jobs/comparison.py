@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import torch
 from datasets import DatasetDict
 from transformers import (
     AutoModelForSequenceClassification,
@@ -20,6 +21,8 @@ from transformers import (
     set_seed,
 )
 
+from hf_distill.cache.making import default_folder, source_of
+from hf_distill.cache.teacher_cache import TeacherCache
 from hf_distill.evaluation.agreement import teacher_scores
 from hf_distill.evaluation.cost import ModelCost, measure_cost, total_cost
 from hf_distill.evaluation.metrics import classification_metrics
@@ -38,7 +41,7 @@ from hf_distill.reporting.results import (
     summarise,
     write_results,
 )
-from hf_distill.teachers.online import load_trained_model, loading_options
+from hf_distill.teachers.online import OnlineTeacher, load_trained_model, loading_options
 from hf_distill.teachers.signals import label_free
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.whole_checkpoints import last_whole_checkpoint, settings_of
@@ -88,6 +91,7 @@ class TextComparison:
         args: distillation arguments; folders and seeds are set for each run.
         say: tells the user what is being done.
         tuned: what :func:`hf_distill.jobs.tuning.tune` chose before, for the results.
+        caches: the teachers' answers on disk, from :meth:`cache_teachers`; None to ask the models.
     """
 
     splits: DatasetDict
@@ -100,6 +104,7 @@ class TextComparison:
     args: Any
     say: Callable[[str], None]
     tuned: dict[str, Any] | None = None
+    caches: list[TeacherCache] | None = None
 
     def __post_init__(self) -> None:
         """Encode the splits once for all runs."""
@@ -121,6 +126,35 @@ class TextComparison:
                 predictions[kind].append(self._predict(trainer))
                 firsts.setdefault(kind, trainer)
         return self._report(predictions, firsts, seeds)
+
+    def cache_teachers(self) -> None:
+        """Ask each teacher about every text once; a run with the same teacher and texts finds the answers there."""
+        tokenizers = zip(self.teachers, self.teacher_tokenizers, strict=True)
+        self.caches = [self._cached(teacher, own) for teacher, own in tokenizers]
+
+    def _cached(self, teacher: Any, own: Any) -> TeacherCache:
+        tokenizer = own or self.tokenizer
+        # What reads the text in its own way is captured from the text, as it is asked in training.
+        texts = ["text", "text_pair"]
+        rows = {
+            name: encoded
+            if own is None
+            else encoded.select_columns([column for column in texts if column in encoded.column_names])
+            for name, encoded in self.encoded.items()
+        }
+        settings = {"processing_class": tokenizer, "bf16": bool(self.args.bf16)}
+        device = self.args.device
+        online = OnlineTeacher(
+            teacher,
+            autocast=lambda: torch.autocast(device.type, torch.bfloat16, enabled=bool(self.args.bf16)),
+        )
+        folder = default_folder(self.args.output_dir, source_of(online.to(device), **settings))
+        with short_errors():
+            cache: TeacherCache = TeacherCache.capture(
+                online, rows, folder, data_collator=DataCollatorWithPadding(tokenizer), device=device,
+                batch_size=self.args.per_device_eval_batch_size, say=self.say, **settings,
+            )  # fmt: skip
+        return cache
 
     def prepare(self, seed: int) -> None:
         """Build the trainer of one distilled student, with all its checks, and train nothing."""
@@ -145,6 +179,7 @@ class TextComparison:
 
     def _trainer(self, seed: int, kind: str, publish: bool) -> DistillationTrainer:
         args = self._arguments(seed, kind, publish)
+        teachers: list[Any] = self.teachers if self.caches is None else [*self.caches]
         set_seed(seed)  # both students of a seed start from the same weights
         student = make_student(
             self.models, self.teachers[0], self.splits, self.tokenizer, self.data.max_seq_length
@@ -158,7 +193,7 @@ class TextComparison:
                 args.num_train_epochs *= rows / len(train)
         return DistillationTrainer(
             student,
-            self.teachers,
+            teachers,
             args,
             data_collator=DataCollatorWithPadding(self.tokenizer),
             train_dataset=train,

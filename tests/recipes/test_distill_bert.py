@@ -126,6 +126,25 @@ def test_two_processes(tmp_path: Path, files: dict[str, str]) -> None:
     assert done.stdout.count("Results:") == 1
 
 
+def test_a_cached_teacher_gives_the_same_student(
+    tmp_path: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    settings = flags(
+        {**SIZES, **files, "baseline": False, "use_cpu": True, "output_dir": str(tmp_path / "out")}
+    )
+    found = []
+    for words in ([], ["--cache_teacher"], ["--cache_teacher"]):
+        monkeypatch.setattr(sys, "argv", [str(RECIPE), *settings, *words])
+        runpy.run_path(str(RECIPE), run_name="__main__")
+        results = json.loads((tmp_path / "out" / "distillation_results.json").read_text())
+        found.append(
+            (results["student_distilled"]["accuracy"], results["teacher"]["accuracy"], results["agreement"])
+        )
+        printed = capsys.readouterr().out
+    assert found[0] == found[1] == found[2]
+    assert "train: the teacher's answers to all 80 examples are in" in printed
+
+
 def test_an_ensemble_of_own_teachers_and_of_their_folders(
     tmp_path: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
