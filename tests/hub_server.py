@@ -184,7 +184,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def tree(self, repo: str) -> None:
         files = self.hub.repositories[repo].items()
-        self.send(200, [{"type": "file", "path": path, "size": len(data), "oid": "0"} for path, data in files])
+        self.send(
+            200, [{"type": "file", "path": path, "size": len(data), "oid": "0"} for path, data in files]
+        )
 
     def resolve(self, repo: str, path: str) -> None:
         data = self.hub.repositories.get(repo, {}).get(path)

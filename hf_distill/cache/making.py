@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +13,18 @@ from torch import nn
 from transformers import DataCollatorWithPadding, default_data_collator
 
 from hf_distill import compatibility
-from hf_distill.cache.capture import Capture, Examples, finish, locked, make_plan, manifest_for
+from hf_distill.cache.capture import Capture, bytes_of, finish, locked, manifest_for
 from hf_distill.cache.errors import CacheError
 from hf_distill.cache.formats import FullLogits, SignalFormat
 from hf_distill.cache.index import Index
-from hf_distill.cache.keys import questions
-from hf_distill.cache.manifest import Source, tokenizer_hash, weights_hash
+from hf_distill.cache.manifest import Source
+from hf_distill.cache.plan import Examples, make_plan
+from hf_distill.cache.source import source_of
 from hf_distill.cache.teacher_cache import TeacherCache
 from hf_distill.columns import LABEL_COLUMNS
-from hf_distill.features import FeatureNeeds, shape_of
-from hf_distill.items import head_of
+from hf_distill.features import FeatureNeeds
 from hf_distill.teachers.ensemble import TeacherEnsemble
 from hf_distill.teachers.online import OnlineTeacher
-
-# How far two runs of the same teacher may differ, relative to the largest logit.
-_TOLERANCES = {"float32": 1e-3, "float64": 1e-3}
-_HALF_TOLERANCE = 5e-2
-_COMPARED_ROWS = 8
 
 
 def capture(
@@ -137,8 +129,6 @@ def _capture_rows(
     known = None if manifest.index is None else Index(folder / manifest.index)
 
     def row_bytes(length: int) -> int:
-        from hf_distill.cache.capture import bytes_of
-
         return bytes_of(source, options["signals"], length)
 
     plan = make_plan(examples, known, row_bytes, options["batch_size"])
@@ -179,63 +169,6 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else (
         f"{seconds / 3600:.1f} h"
     )  # fmt: skip
-
-
-def source_of(
-    online: OnlineTeacher,
-    revision: str | None = None,
-    processing_class: Any = None,
-    signals: SignalFormat | None = None,
-    hidden_states: Sequence[int] = (),
-    bf16: bool = False,
-) -> Source:
-    """Return what a cache says of a teacher and of how it was asked.
-
-    Raises:
-        CacheError: an encoder-decoder, hidden states beside sparse logits, or of a model without one stack of layers.
-    """
-    signals = signals or FullLogits()
-    model: Any = online.model
-    config = model.config
-    if getattr(config, "is_encoder_decoder", False):
-        raise CacheError(
-            f"teacher: expected a model whose answer depends on its inputs alone, received {type(model).__name__}, an "
-            "encoder-decoder, which reads labels. Ask it online."
-        )
-    head = head_of(model)
-    tokens = compatibility.predicts_tokens(model)
-    names = tuple(str(config.id2label[number]) for number in range(config.num_labels))
-    shape = None
-    if hidden_states:
-        if not isinstance(signals, FullLogits):
-            raise CacheError("hidden_states: expected full logits beside them, received sparse ones.")
-        found = shape_of(model, "teacher")
-        shape = {**asdict(found), "cut_from": None if found.cut_from is None else list(found.cut_from)}
-        if max(hidden_states) > found.layers or min(hidden_states) < 0:
-            raise CacheError(
-                f"hidden_states: expected numbers from 0 to {found.layers}, received {list(hidden_states)}."
-            )
-    return Source(
-        teacher=online.name,
-        revision=revision or getattr(config, "_commit_hash", None),
-        weights=weights_hash(model),
-        tokenizer=None if processing_class is None else tokenizer_hash(processing_class),
-        columns=tuple(sorted(online.columns - LABEL_COLUMNS - _ANSWERS_ONLY)),
-        labels=None if tokens else names,
-        classes=config.vocab_size if tokens else config.num_labels,
-        head={"kind": head.kind, "positions": head.positions},
-        signals=signals.describe(),
-        hidden_states=tuple(sorted(hidden_states)),
-        shape=shape,
-        dtype="bfloat16 autocast" if bf16 else str(next(model.parameters()).dtype).removeprefix("torch."),
-        attention=getattr(config, "_attn_implementation", None),
-    )
-
-
-# Arguments of a forward that say in which form to answer, and no input.
-_ANSWERS_ONLY = frozenset(
-    "return_dict output_attentions output_hidden_states use_cache past_key_values logits_to_keep cache_position".split()
-)
 
 
 def _online(teacher: Any, device: torch.device, bf16: bool) -> tuple[OnlineTeacher, str | None]:
@@ -296,49 +229,6 @@ def _collator(rows: Any, online: OnlineTeacher, options: Mapping[str, Any]) -> C
     return lambda examples: collator([{k: v for k, v in row.items() if k in accepted} for row in examples])
 
 
-def check_same_answers(cache: TeacherCache, online: OnlineTeacher) -> None:
-    """Raise where a model is not the one that answered, by its weights.
-
-    Raises:
-        CacheError: naming both hashes.
-    """
-    own = weights_hash(online.model)
-    if own != cache.source.weights:
-        raise CacheError(
-            f"teacher: expected the one that {cache.folder} was captured from ({cache.source.teacher}, weights "
-            f"{cache.source.weights}), received {online.name} (weights {own}). Give that one, or another folder."
-        )
-
-
-def check_rows(cache: TeacherCache, online: OnlineTeacher, batch: Mapping[str, Any]) -> None:
-    """Ask a model about a few rows again, and raise where it answers otherwise.
-
-    Args:
-        cache: with full logits.
-        online: the model that answered.
-        batch: on the model's device.
-
-    Raises:
-        CacheError: naming the row and both answers.
-    """
-    few = {name: value[:_COMPARED_ROWS] for name, value in batch.items() if isinstance(value, torch.Tensor)}
-    kept, now = cache(few).logits, online(few).logits
-    if kept is None or now is None:
-        return
-    tolerance = _TOLERANCES.get(cache.source.dtype, _HALF_TOLERANCE)
-    if cache.source.signals.get("dtype") == "bfloat16":
-        tolerance = _HALF_TOLERANCE
-    for question in questions(few, cache.source.columns):
-        place = slice(question.start, question.stop) if cache.source.head["positions"] else ...
-        own, other = kept[question.row][place].float(), now[question.row][place].float()
-        if (own - other).abs().max() > tolerance * max(float(other.abs().max()), 1.0):
-            raise CacheError(
-                f"{cache.folder}: expected the teacher to answer as it did, received {other.flatten()[:4].tolist()} "
-                f"for {own.flatten()[:4].tolist()} in row {question.row}: other weights, inputs or precision. Capture "
-                "anew."
-            )
-
-
 def _process() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -357,9 +247,3 @@ def _versions() -> dict[str, str]:
     with contextlib.suppress(PackageNotFoundError):  # a checkout that was not installed
         found["hf_distill"] = version("hf-distill")
     return found
-
-
-def default_folder(base: str | Path, source: Source) -> Path:
-    """Return the folder of a teacher's cache under a base: another teacher, or another format, has another."""
-    text = json.dumps(asdict(source), sort_keys=True, default=list)
-    return Path(base) / f"cache-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"

@@ -21,8 +21,9 @@ def checksum(key: bytes, answers: Answers) -> int:
     """Return a checksum of one example: its key, and each field's bytes by name.
 
     Example:
-        >>> checksum(b"k", {"logits": numpy.zeros((1, 4), numpy.uint8)})
-        1806158420
+        >>> answers = {"logits": numpy.zeros((1, 4), numpy.uint8)}
+        >>> checksum(b"key", answers) == checksum(b"other key", answers)
+        False
     """
     value = zlib.crc32(key)
     for name in sorted(answers):

@@ -20,6 +20,8 @@ from hf_distill.cache.index import Index
 from hf_distill.cache.keys import Question, questions
 from hf_distill.cache.manifest import MANIFEST_NAME, Manifest, ShardRecord, Source, file_hash, tokenizer_hash
 from hf_distill.cache.shards import Shard, write_shard
+from hf_distill.cache.sharing import local_folder, push
+from hf_distill.cache.source import check_same_answers, check_same_weights
 from hf_distill.columns import columns_for
 from hf_distill.compatibility import label_order
 from hf_distill.features import FeatureNeeds, Features, ModelShape
@@ -27,6 +29,7 @@ from hf_distill.items import Head, batch_size
 from hf_distill.teachers.online import OnlineTeacher
 from hf_distill.teachers.signals import DenseSignals, TeacherSignals
 
+_COMPARED_ROWS = 8
 # So many answers that were asked for in training are kept in memory before they go to disk.
 _ADDED_AT_ONCE = 4096
 
@@ -67,16 +70,15 @@ class TeacherCache:
             raise CacheError(f"on_missing: expected error or ask, received {on_missing!r}.")
         if on_missing == "ask" and teacher is None:
             raise CacheError("on_missing: expected teacher= beside 'ask', received none. Give the model.")
-        self.folder = _local(folder)
+        self.folder = local_folder(folder)
         self.on_missing = on_missing
         self.model_teacher = None if teacher is None else _as_teacher(teacher)
         self._order: list[int] | None = None
         self._added: dict[bytes, dict[str, numpy.ndarray]] = {}
+        self._compared = False
         self._open()
         if self.model_teacher is not None:
-            from hf_distill.cache.making import check_same_answers  # which imports this module
-
-            check_same_answers(self, self.model_teacher)
+            check_same_weights(self.source, self.model_teacher, self.folder)
 
     def _open(self) -> None:
         self.manifest = Manifest.read(self.folder)
@@ -153,6 +155,9 @@ class TeacherCache:
     def __call__(self, batch: dict[str, Any]) -> TeacherSignals:
         """Answer for a batch: from the columns that the collator added, or looked up now."""
         device = next((value.device for value in batch.values() if isinstance(value, torch.Tensor)), None)
+        if self.model_teacher is not None and not self._compared:
+            self._compared = True
+            self._compare_first(batch)
         parts: dict[str, Any] = {part: batch.get(self._column(part)) for part in self._parts()}
         if any(value is None for value in parts.values()):
             found = self.looked_up(batch)
@@ -166,6 +171,22 @@ class TeacherCache:
         states = {number: parts["hidden"][..., place, :] for place, number in numbers}
         assert self.shape is not None, "capture writes it beside hidden states"
         return DenseSignals(signals.logits, Features(states, {}, parts["attended"], self.shape))
+
+    def _compare_first(self, batch: Mapping[str, Any]) -> None:
+        """Ask the model at hand about a few rows again, where all logits are kept to be compared."""
+        read = columns_for(batch, frozenset(self.source.columns))
+        few = {name: value[:_COMPARED_ROWS] for name, value in read.items()}
+        kept = self(few).logits
+        if self.model_teacher is None or kept is None:
+            return
+        with torch.no_grad():
+            now = self.model_teacher.raw_logits(few)
+        now = now if self._order is None else now[..., self._order]
+        if self.source.head["positions"] and few.get("attention_mask") is not None:
+            now = now.masked_fill(
+                ~few["attention_mask"].bool().unsqueeze(-1), 0.0
+            )  # as the cache has it there
+        check_same_answers(self.source, kept, now.reshape(kept.shape), self.folder)
 
     def looked_up(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Return the answers to a batch as columns of it, with zeros at padding, for a collator to add.
@@ -315,19 +336,8 @@ class TeacherCache:
 
     def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
         """Upload the cache as a data set of the Hub, and return its address."""
-        from huggingface_hub import HfApi
-
-        api = HfApi(library_name="hf_distill", token=token)
-        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        names = [MANIFEST_NAME, self.manifest.index, *(shard.file for shard in self.manifest.shards)]
-        api.upload_folder(
-            repo_id=repo_id,
-            repo_type="dataset",
-            folder_path=self.folder,
-            allow_patterns=[str(name) for name in names],
-            commit_message="Teacher cache",
-        )
-        return f"{api.endpoint}/datasets/{repo_id}"
+        names = [MANIFEST_NAME, str(self.manifest.index), *(shard.file for shard in self.manifest.shards)]
+        return push(self.folder, names, repo_id, private, token)
 
 
 class _Labels:
@@ -336,24 +346,6 @@ class _Labels:
     def __init__(self, names: Sequence[str]) -> None:
         self.id2label = dict(enumerate(names))
         self.num_labels = len(names)
-
-
-def _local(folder: str | Path) -> Path:
-    """Return the folder, fetched from the Hub where it is the id of a data set there."""
-    path = Path(folder)
-    text = str(folder)
-    if path.exists() or isinstance(folder, Path) or text.count("/") != 1 or text.startswith((".", "/")):
-        return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(text, repo_type="dataset"))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise CacheError(
-            f"{folder}: expected a folder, or the id of a data set on the Hub, found neither: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
 
 
 def _as_teacher(teacher: Any) -> OnlineTeacher:

@@ -21,7 +21,7 @@ from transformers import (
     set_seed,
 )
 
-from hf_distill.cache.making import default_folder, source_of
+from hf_distill.cache.source import default_folder, source_of
 from hf_distill.cache.teacher_cache import TeacherCache
 from hf_distill.evaluation.agreement import teacher_scores
 from hf_distill.evaluation.cost import ModelCost, measure_cost, total_cost

@@ -12,6 +12,7 @@ import torch
 
 from hf_distill import CacheError, TeacherCache
 from hf_distill.cache import capture as capture_module
+from hf_distill.cache import plan as plan_module
 from hf_distill.cache.capture import locked
 from tests.tiny import bert, collate, examples, teacher_of
 
@@ -20,11 +21,11 @@ from tests.tiny import bert, collate, examples, teacher_of
 WORKER = """
 import os, random, signal, sys, time, torch
 from hf_distill import TeacherCache
-from hf_distill.cache import capture, shards
+from hf_distill.cache import plan, shards
 from tests.tiny import collate, examples, teacher_of
 
 torch.set_num_threads(1)
-capture.SHARD_BYTES = 400
+plan.SHARD_BYTES = 400
 write = shards._write_batch
 
 def slowly(file, batch):
@@ -82,7 +83,7 @@ def quick(folder: Path, rows: Any, teacher: Any = None, **options: Any) -> Any:
 def test_cut_off_between_shards_it_asks_for_the_rest_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capture_module, "SHARD_BYTES", 400)
+    monkeypatch.setattr(plan_module, "SHARD_BYTES", 400)
     quick(tmp_path / "whole", examples(40))
     asked = []
     write = capture_module.write_shard

@@ -245,3 +245,18 @@ def test_packed_rows_have_no_answer_of_one_example(tmp_path: Path) -> None:
     }
     with pytest.raises(CacheError, match="answer for each of 1 rows, received packed rows with 2 examples"):
         cache(packed)
+
+
+def test_the_model_at_hand_is_asked_about_a_few_rows_again(tmp_path: Path) -> None:
+    captured(tmp_path / "cache")
+    teacher = teacher_of()
+    cache = TeacherCache(tmp_path / "cache", teacher)
+    batch = {name: value for name, value in collate(ROWS[:4]).items() if name != "labels"}
+    cache(batch)
+    teacher.config.problem_type = None
+    with torch.no_grad():
+        teacher.classifier.bias += 1  # after its weights were looked at
+    later = TeacherCache(tmp_path / "cache")
+    later.model_teacher = cache.model_teacher
+    with pytest.raises(CacheError, match="expected the teacher to answer as it did, received"):
+        later(batch)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from hf_distill import CacheError, TeacherCache
-from hf_distill.cache import capture as capture_module
+from hf_distill.cache import plan as plan_module
 from hf_distill.cache.command_line import main
 from hf_distill.cache.manifest import MANIFEST_NAME
 from hf_distill.cache.upkeep import inspect, merge, repair, verify
@@ -17,7 +17,7 @@ ROWS = examples(24)
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture_module, "SHARD_BYTES", 400)
+    monkeypatch.setattr(plan_module, "SHARD_BYTES", 400)
 
 
 def captured(folder: Path, rows: Any = ROWS, teacher: Any = None) -> TeacherCache:
