@@ -144,7 +144,10 @@ def test_a_collator_of_the_users_own_may_make_labels_of_anything(tmp_path):
         def __call__(self, features):
             return {"input_ids": torch.ones(2, 2), "labels": torch.zeros(2)}
 
-    trainer(tmp_path, as_dataset(["no", "yes"]), data_collator=Encode())
+    made = trainer(tmp_path, as_dataset(["no", "yes"]), data_collator=Encode())
+    assert made.train_dataset["labels"][:] == ["no", "yes"]
+    with pytest.raises(ValueError, match="expected numbers, received 'no'"):
+        trainer(tmp_path, as_dataset(["no", "yes"]))
 
 
 # ---- text for the teacher ------------------------------------------------------------

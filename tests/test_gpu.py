@@ -52,3 +52,4 @@ def test_the_loss_never_waits_for_the_device(tmp_path: Any) -> None:
         ).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert all(parameter.grad.abs().max() > 0 for parameter in trainer.model.classifier.parameters())

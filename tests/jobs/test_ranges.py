@@ -28,6 +28,8 @@ def check(tmp_path: Any, seeds: Any = (0,), **flags: Any) -> None:
 def test_the_defaults_pass(tmp_path: Any) -> None:
     check(tmp_path)
     check(tmp_path, seeds=[2, 0, 1], max_steps=5, num_train_epochs=0.0)
+    with pytest.raises(ValueError, match="seeds"):  # it does look
+        check(tmp_path, seeds=[])
 
 
 @pytest.mark.parametrize(
