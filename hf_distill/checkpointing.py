@@ -165,7 +165,7 @@ class CheckpointingMixin(_Base):
 
     def _warn_of_settings(self, name: str, written: dict[str, Any]) -> None:
         """Say that a run goes on under other settings than those that its checkpoint was trained with."""
-        now = json.loads(json.dumps(self.checkpoint_settings()))
+        now = json.loads(json.dumps(self.checkpoint_settings(), default=str))
         changed = [key for key, value in now.items() if key in written and written[key] != value]
         for key in changed if self.is_world_process_zero() else ():
             logger.warning(

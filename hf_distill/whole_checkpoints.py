@@ -234,7 +234,7 @@ def seal_manifest(
 def _write_manifest(folder: Path, content: dict[str, Any]) -> None:
     """Put the manifest in its place in one step, so that it is the old or the new one at any moment."""
     temporary = folder / _TEMPORARY_NAME
-    temporary.write_text(json.dumps({"format": 1, **content}, indent=1) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps({"format": 1, **content}, indent=1, default=str) + "\n", encoding="utf-8")
     _flush(temporary)
     os.replace(temporary, folder / MANIFEST_NAME)
     _flush(folder)

@@ -69,7 +69,7 @@ def prepare_comparison(
 def _check_same_loss(checkpoint: str | None, trainer: DistillationTrainer) -> None:
     """Raise where a checkpoint was trained with another loss: the table would call its numbers this one's."""
     written = settings_of(checkpoint).get("loss") if checkpoint else None
-    now = json.loads(json.dumps(trainer.checkpoint_settings()["loss"]))
+    now = json.loads(json.dumps(trainer.checkpoint_settings()["loss"], default=str))
     if written is not None and written != now:
         raise ValueError(
             f"--resume_from_checkpoint: expected {checkpoint} to be trained with the loss {now}, received one trained "
