@@ -35,7 +35,7 @@ from transformers import (
 )
 
 from benchmarks.augmentation import AUGMENTATIONS, augmented
-from hf_distill import DistillationTrainer, DistillationTrainingArguments
+from hf_distill import DistillationTrainer, DistillationTrainingArguments, TeacherCache
 from hf_distill.evaluation.metrics import classification_metrics
 from hf_distill.jobs.command_line import bf16_is_fast, has_accelerator
 from hf_distill.jobs.own_teacher import WordDropout, train_tokenizer
@@ -109,17 +109,17 @@ class Task:
 TASKS = {
     "builtin": Task(
         TextDataArguments(),
-        Setting(stop=8, word_dropout=0.5, temperature=4.0, alpha=0.7, epochs=5),
+        Setting(stop=8, word_dropout=0.5, temperature=4.0, alpha=0.7, epochs=15),
         stops=(2, 4, 8),
-        budgets=(2, 5, 10),
+        budgets=(5, 15, 30),
         labelled=2000,
         unlabelled=(2000, 4000),
     ),
     "banking77": Task(
         TextDataArguments(train_file=str(BANKING77 / "train.csv"), label_column="category"),
-        Setting(stop=12, word_dropout=0.2, temperature=4.0, alpha=0.7, epochs=8),
+        Setting(stop=12, word_dropout=0.2, temperature=4.0, alpha=0.7, epochs=10),
         stops=(3, 6, 12),
-        budgets=(4, 8, 16),
+        budgets=(5, 10, 20),
         labelled=3000,
         unlabelled=(3000, 6000),
     ),
@@ -198,7 +198,7 @@ class Measurement:
             **options,
         }
 
-    def teacher(self, seed: int, word_dropout: float, stop: int) -> Any:
+    def teacher(self, seed: int, word_dropout: float, stop: int) -> Path:
         """Return a teacher as it was after some epochs; one training, of a constant rate, serves all stops."""
         name = f"teacher_{self.task.teacher_width}_seed_{seed}_dropout_{word_dropout}"
         folders = {s: self.folder / name / f"epoch_{s}" for s in self.task.stops}
@@ -214,7 +214,21 @@ class Measurement:
                 data_collator=WordDropout(self.tokenizer, word_dropout),
                 callbacks=[SaveAt(folders)],
             ).train()
-        return AutoModelForSequenceClassification.from_pretrained(folders[stop])
+        return folders[stop]
+
+    def answers(self, teacher: Path, texts: Dataset) -> TeacherCache:
+        """Return what a teacher says of some texts and of the validation texts: each is asked about once in all."""
+        cache: TeacherCache = TeacherCache.capture(
+            AutoModelForSequenceClassification.from_pretrained(teacher),
+            {"train": texts, "validation": self.validation},
+            teacher / "answers",
+            data_collator=DataCollatorWithPadding(self.tokenizer),
+            processing_class=self.tokenizer,
+            batch_size=128,
+            bf16=bf16_is_fast(),
+            say=lambda line: None,
+        )
+        return cache
 
     def texts_for(self, setting: Setting, seed: int) -> Dataset:
         """Return the student's training texts: the labelled ones, and perhaps others for the teacher to label."""
@@ -233,6 +247,8 @@ class Measurement:
         # A student alone is measured against the base teacher, which it never sees.
         taught_by = setting if setting.stop else self.task.base
         teacher = self.teacher(seed, taught_by.word_dropout, taught_by.stop)
+        texts = self.texts_for(setting, seed)
+        answers = self.answers(teacher, texts)
         set_seed(seed)  # all students of a seed start from the same weights
         student = new_bert(2, self.task.student_width, self.splits, self.tokenizer, LENGTH)
         steps = setting.epochs * -(-self.task.labelled // BATCH)  # the same for all texts
@@ -242,10 +258,10 @@ class Measurement:
             warnings.simplefilter("ignore", UserWarning)
             trainer = SoftnessTrainer(
                 student,
-                teacher,
+                answers,
                 DistillationTrainingArguments(**self._arguments(**options)),
                 data_collator=DataCollatorWithPadding(self.tokenizer),
-                train_dataset=self.texts_for(setting, seed),
+                train_dataset=texts,
                 eval_dataset=self.validation,
                 compute_metrics=self.metrics,
             )

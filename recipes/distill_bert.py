@@ -54,9 +54,10 @@ class RecipeArguments:
         default_factory=lambda: [0], metadata={"help": "Repeat with these seeds, e.g. --seeds 0 1 2"}
     )
     cache_teacher: bool = field(
-        default=False,
+        default=True,
         metadata={
-            "help": "Ask the teacher about each text once, and keep its answers in --output_dir for all runs"
+            "help": "Ask the teacher about each text once, and keep its answers in --output_dir for all runs; where the "
+            "loss looks inside it, it is asked at every step all the same"
         },
     )
     quick: bool = field(

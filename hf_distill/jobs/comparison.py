@@ -26,6 +26,7 @@ from hf_distill.cache.teacher_cache import TeacherCache
 from hf_distill.evaluation.agreement import teacher_scores
 from hf_distill.evaluation.cost import ModelCost, measure_cost, total_cost
 from hf_distill.evaluation.metrics import classification_metrics
+from hf_distill.jobs.caching import uncached_because
 from hf_distill.jobs.command_line import resuming, short_errors
 from hf_distill.jobs.own_teacher import kept_teachers
 from hf_distill.jobs.text_data import TextDataArguments, encode, with_unlabelled
@@ -128,9 +129,19 @@ class TextComparison:
         return self._report(predictions, firsts, seeds)
 
     def cache_teachers(self) -> None:
-        """Ask each teacher about every text once; a run with the same teacher and texts finds the answers there."""
+        """Ask each teacher about every text once; a run with the same teacher and texts finds the answers there.
+
+        Where answers can't be kept it is said why, and the models stay the teachers.
+        """
+        reason = uncached_because(self.args, self.teachers, self._encoders())
+        if reason is not None:
+            self.say(f"Teacher: asked anew at every step, since {reason}")
+            return
         tokenizers = zip(self.teachers, self.teacher_tokenizers, strict=True)
         self.caches = [self._cached(teacher, own) for teacher, own in tokenizers]
+
+    def _encoders(self) -> list[Any]:
+        return [own or self.tokenizer for own in self.teacher_tokenizers]
 
     def _cached(self, teacher: Any, own: Any) -> TeacherCache:
         tokenizer = own or self.tokenizer

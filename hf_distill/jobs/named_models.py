@@ -9,6 +9,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
+from hf_distill.jobs.label_names import follow_label_names
+
 logger = logging.get_logger(__name__)
 
 
@@ -59,7 +61,7 @@ def _no_tokenizer(name: str, detail: str) -> str:
 
 
 def load_student(name: str, names: Sequence[str]) -> Any:
-    """Load a pretrained student with a head for the data's classes: its own, or a new one.
+    """Load a pretrained student with a head for the data's classes: its own, in the data's order, or a new one.
 
     Args:
         name: its Hub id or folder.
@@ -88,4 +90,9 @@ def load_student(name: str, names: Sequence[str]) -> Any:
             f"{name!r}, whose {key} is {tuple(received)}, not {tuple(expected)}. Name the pretrained model that it was "
             "fine-tuned from."
         )
+    # Of other classes, its head is a start like any other, and keeps its order.
+    own = AutoConfig.from_pretrained(name).id2label
+    if sorted(map(str, own.values())) == sorted(names):
+        student.config.id2label = own
+        follow_label_names(student, names)
     return student

@@ -2,6 +2,8 @@
 
 import os
 import random
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +59,25 @@ assert os.waitpid(started(sys.argv[2]), 0)[1] == 0
 print("killed", killed)
 """
 
+# Two processes share the shards of one capture.
+SHARED = """
+import sys, torch
+from accelerate import PartialState
+from hf_distill import TeacherCache
+from hf_distill.cache import capture, plan
+from tests.processes import leave_together
+from tests.tiny import collate, examples, teacher_of
+
+torch.set_num_threads(1)
+plan.SHARD_BYTES = 400
+state = PartialState(cpu=True)
+whole, written = capture.write_shard, []
+capture.write_shard = lambda path, keys, answers: (written.append(path.name), whole(path, keys, answers))
+cache = TeacherCache.capture(teacher_of(), examples(96), sys.argv[1], data_collator=collate, batch_size=4)
+print(f"process {state.process_index} of {state.num_processes}: {len(written)} shards, {len(cache)} answers")
+leave_together()
+"""
+
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".lock"}
@@ -73,6 +94,56 @@ def test_killed_at_twenty_moments_it_ends_with_the_same_bytes(tmp_path: Path) ->
     whole, killed = bytes_of(tmp_path / "whole"), bytes_of(tmp_path / "killed")
     assert len(whole) > 10
     assert killed == whole
+
+
+def test_two_processes_share_a_capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "SHARD_BYTES", 400)
+    quick(tmp_path / "one", examples(96))
+    worker = tmp_path / "worker.py"
+    worker.write_text(SHARED)
+    words = ["--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", str(worker)]
+    ended = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words, str(tmp_path / "two")],
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.stdout.count("asking the teacher about 96 of 96 examples") == 1
+    said = sorted(line for line in ended.stdout.splitlines() if line.startswith("process"))
+    shards = [int(line.split()[4]) for line in said]
+    assert len(shards) == 2
+    assert min(shards) > 3
+    assert all(line.endswith("96 answers") for line in said)
+    assert bytes_of(tmp_path / "two") == bytes_of(tmp_path / "one")
+
+
+@pytest.mark.parametrize("room", [1000, 3000], ids=["no room for a shard", "no room for the index"])
+def test_a_full_disk_is_named_and_the_capture_goes_on_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    monkeypatch.setattr(plan_module, "SHARD_BYTES", 400)
+    quick(tmp_path / "whole", examples(96))
+    sizes = {name: len(data) for name, data in bytes_of(tmp_path / "whole").items()}
+    assert all(
+        (size > room) == (room < 2000 or name.startswith("index"))
+        for name, size in sizes.items()
+        if name.endswith("arrow")
+    )
+    quick(tmp_path / "full", examples(8, seed=9))
+    before = bytes_of(tmp_path / "full")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        with pytest.raises(CacheError, match="make room or give another folder"):
+            quick(tmp_path / "full", examples(96))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    left = bytes_of(tmp_path / "full")
+    assert {name: left.get(name) for name in before} == before
+    assert len(TeacherCache(tmp_path / "full")) == 8
+    assert len(quick(tmp_path / "full", examples(96))) == 104
 
 
 def quick(folder: Path, rows: Any, teacher: Any = None, **options: Any) -> Any:

@@ -90,3 +90,14 @@ def test_a_student_with_its_own_head_a_new_one_or_one_that_does_not_fit(tmp_path
         ValueError, match=r"--student_model_name_or_path: .*cut', whose weights can't be read"
     ):
         load_student(cut_short(shutil.copytree(tmp_path / "own", tmp_path / "cut").as_posix()), names)
+
+
+def test_a_students_own_head_follows_the_datas_order_of_its_classes(tmp_path: Path) -> None:
+    own = bert()
+    own.config.id2label, own.config.label2id = {0: "hen", 1: "cat", 2: "dog"}, {"hen": 0, "cat": 1, "dog": 2}
+    student = load_student(saved(tmp_path / "own", own), ["cat", "dog", "hen"])
+    assert torch.equal(student.classifier.weight, own.classifier.weight[[1, 2, 0]])
+    assert student.config.id2label == {0: "cat", 1: "dog", 2: "hen"}
+    other = load_student(str(tmp_path / "own"), ["fish", "dog", "hen"])
+    assert torch.equal(other.classifier.weight, own.classifier.weight)
+    assert other.config.label2id == {"fish": 0, "dog": 1, "hen": 2}

@@ -124,6 +124,7 @@ def test_two_processes(tmp_path: Path, files: dict[str, str]) -> None:
     assert results["settings"]["processes"] == 2
     assert results["student_alone"] is None
     assert done.stdout.count("Results:") == 1
+    assert done.stdout.count("train: asking the teacher about 80 of 80 examples") == 1
 
 
 def test_a_cached_teacher_gives_the_same_student(
@@ -132,17 +133,34 @@ def test_a_cached_teacher_gives_the_same_student(
     settings = flags(
         {**SIZES, **files, "baseline": False, "use_cpu": True, "output_dir": str(tmp_path / "out")}
     )
-    found = []
-    for words in ([], ["--cache_teacher"], ["--cache_teacher"]):
+    found, printed = [], []
+    for words in (["--no_cache_teacher"], ["--cache_teacher"], []):
         monkeypatch.setattr(sys, "argv", [str(RECIPE), *settings, *words])
         runpy.run_path(str(RECIPE), run_name="__main__")
         results = json.loads((tmp_path / "out" / "distillation_results.json").read_text())
         found.append(
             (results["student_distilled"]["accuracy"], results["teacher"]["accuracy"], results["agreement"])
         )
-        printed = capsys.readouterr().out
+        printed.append(capsys.readouterr().out)
     assert found[0] == found[1] == found[2]
-    assert "train: the teacher's answers to all 80 examples are in" in printed
+    online, first, second = printed
+    assert "answers" not in online
+    assert "train: asking the teacher about 80 of 80 examples" in first
+    assert "train: the teacher's answers to all 80 examples are in" in second
+
+
+def test_a_loss_that_looks_inside_the_teacher_asks_it_at_every_step(
+    tmp_path: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    settings = flags(
+        {**SIZES, **files, "baseline": False, "use_cpu": True, "output_dir": str(tmp_path / "out")}
+    )
+    objectives = json.dumps([{"name": "forward_kl"}, {"name": "hidden_states"}])
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *settings, "--objectives", objectives])
+    runpy.run_path(str(RECIPE), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "Teacher: asked anew at every step, since hidden_states looks inside it" in printed
+    assert "Results:" in printed
 
 
 def test_an_ensemble_of_own_teachers_and_of_their_folders(

@@ -1,0 +1,43 @@
+"""Whether a recipe can keep its teachers' answers, and why not where it can't."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from hf_distill.loss_plan import resolve_loss
+from hf_distill.objectives.base import OF_ONE_MODEL
+
+
+def uncached_because(args: Any, teachers: Sequence[Any], tokenizers: Sequence[Any]) -> str | None:
+    """Return why teachers must be asked at every step, or None where their logits, asked for once, will do.
+
+    Args:
+        args: distillation arguments.
+        teachers: the models.
+        tokenizers: what encodes each one's texts.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> teacher = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=False))
+        >>> right = SimpleNamespace(padding_side="right")
+        >>> args = SimpleNamespace(alpha=0.5, temperature=2.0, world_size=1)
+        >>> uncached_because(args, [teacher], [right]) is None
+        True
+        >>> inside = SimpleNamespace(objectives=[{"name": "hidden_states"}], world_size=1)
+        >>> uncached_because(inside, [teacher], [right])
+        'hidden_states looks inside it'
+    """
+    inside = [
+        term.key for term in resolve_loss(args, "single_label").terms if term.objective.needs & OF_ONE_MODEL
+    ]
+    if inside:
+        return f"{', '.join(inside)} {'looks' if len(inside) == 1 else 'look'} inside it"
+    if any(getattr(teacher.config, "is_encoder_decoder", False) for teacher in teachers):
+        return "an encoder-decoder's answer depends on more than the text"
+    if any(getattr(tokenizer, "padding_side", "right") == "left" for tokenizer in tokenizers):
+        return "padding on the left moves its positions from batch to batch"
+    if int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size)) < args.world_size:
+        return "processes on several machines may not see one folder"
+    return None
