@@ -31,6 +31,7 @@ import transformers
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
 from tokenizers import ByteLevelBPETokenizer
+from torch.utils.data import DataLoader
 from transformers import (
     DataCollatorWithPadding,
     GPT2Config,
@@ -63,7 +64,7 @@ class Task:
         teacher: trained.
         student: makes one from the global seed.
         options: of a student's training.
-        loss: of a student of a teacher, without its temperature.
+        classes: how many there are.
     """
 
     rows: Mapping[str, Any]
@@ -189,13 +190,12 @@ def capture(task: Task, signals: SignalFormat, folder: Path) -> TeacherCache:
 
 
 @torch.no_grad()
-def measure(trainer: DistillationTrainer) -> dict[str, float]:
+def measure(task: Task, model: Any) -> dict[str, float]:
     """Return accuracy and perplexity of a model on the test rows, an item for each answer."""
-    model: Any = trainer.model
     model.eval()
     right = items = 0
     total = 0.0
-    for batch in trainer.get_eval_dataloader():
+    for batch in DataLoader(task.rows["test"], 64, collate_fn=task.collator):
         read = {
             name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch
         }
@@ -213,9 +213,7 @@ def formats(options: Any) -> None:
     file = ResultsFile(options.folder / f"cache_quality_{name}.jsonl", ("setting", "seed"))
     task: Task = globals()[name](options)
     if not file.has(setting="teacher", seed=0):
-        file.add({"setting": "teacher", "seed": 0, **measure(student_of(task, task.teacher, None, 0).__class__(
-            task.teacher, task.teacher, DistillationTrainingArguments(**arguments(tempfile.mkdtemp(), alpha=0.0)),
-            data_collator=task.collator, train_dataset=task.rows["train"], eval_dataset=task.rows["test"]))})  # fmt: skip
+        file.add({"setting": "teacher", "seed": 0, **measure(task, task.teacher)})
     for seed in options.seeds:
         for setting, (signals, temperature) in settings(name).items():
             if file.has(setting=setting, seed=seed):
@@ -225,7 +223,7 @@ def formats(options: Any) -> None:
             trainer = student_of(task, teacher, temperature, seed)
             trainer.train()
             size = 0 if signals is None else signals.row_bytes(task.classes)
-            file.add({"setting": setting, "seed": seed, "bytes": size, **measure(trainer)})
+            file.add({"setting": setting, "seed": seed, "bytes": size, **measure(task, trainer.model)})
     print(table(file.results))
 
 

@@ -187,8 +187,8 @@ def epochs(options: Any) -> None:
             taken / ((online - cached) / options.epochs)
             for taken, cached, online in zip(*times.values(), strict=True)
         ]
-        print(f"{pair}: capture {middle(times['capture'], '.1f')} s; {options.epochs} epochs of {options.steps} "
-              f"steps cached {middle(times['cached'], '.1f')} s, online {middle(times['online'], '.1f')} s")  # fmt: skip
+        print(f"{pair}: capture {middle(times['capture'], '.1f')} s; {options.epochs} epochs of {options.steps} steps "
+              f"cached {middle(times['cached'], '.1f')} s, online {middle(times['online'], '.1f')} s")  # fmt: skip
         print(f"    online / (capture + cached): {middle(ratios(times['online'], whole), '.2f')}; "
               f"break-even after {middle(pays, '.2f')} epochs", flush=True)  # fmt: skip
     if options.plot:
@@ -228,8 +228,8 @@ def capturing(options: Any) -> None:
                 "bare": seconds(lambda: ask(teacher, by_length)),
                 "unsorted": seconds(lambda: ask(teacher, data)),
                 "bare bf16": seconds(lambda: ask(teacher, by_length, bf16=True)),
-                "capture": seconds(lambda: capture(teacher, data, folder + "/a")),  # noqa: B023
-                "capture bf16": seconds(lambda: capture(teacher, data, folder + "/b", bf16=True)),  # noqa: B023
+                "capture": seconds(lambda: capture(teacher, data, folder + "/a")),
+                "capture bf16": seconds(lambda: capture(teacher, data, folder + "/b", bf16=True)),
             }
         if repeat:  # the first round warms up
             for name, value in taken.items():

@@ -56,8 +56,8 @@ class RecipeArguments:
     cache_teacher: bool = field(
         default=True,
         metadata={
-            "help": "Ask the teacher about each text once, and keep its answers in --output_dir for all runs; where the "
-            "loss looks inside it, it is asked at every step all the same"
+            "help": "Ask the teacher about each text once, and keep its answers in --output_dir for all runs; a loss "
+            "that looks inside it asks at every step all the same"
         },
     )
     quick: bool = field(

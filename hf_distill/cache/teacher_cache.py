@@ -16,12 +16,13 @@ import torch
 from hf_distill.cache.capture import encoded_answers, locked, seal
 from hf_distill.cache.errors import CacheError
 from hf_distill.cache.formats import build_format
-from hf_distill.cache.index import Index
 from hf_distill.cache.keys import Question, questions
 from hf_distill.cache.manifest import MANIFEST_NAME, Manifest, ShardRecord, Source, file_hash, tokenizer_hash
-from hf_distill.cache.shards import Shard, write_shard
+from hf_distill.cache.positions import places_of, spread
+from hf_distill.cache.shards import write_shard
 from hf_distill.cache.sharing import local_folder, push
 from hf_distill.cache.source import check_same_answers, check_same_weights
+from hf_distill.cache.stored import StoredAnswers
 from hf_distill.columns import columns_for
 from hf_distill.compatibility import label_order
 from hf_distill.features import FeatureNeeds, Features, ModelShape
@@ -82,23 +83,8 @@ class TeacherCache:
 
     def _open(self) -> None:
         self.manifest = Manifest.read(self.folder)
-        if self.manifest.index is None:
-            raise CacheError(
-                f"{self.folder}: expected a finished cache, found a capture that was cut off. Run it again: it goes on "
-                "from its last whole shard."
-            )
-        for record in self.manifest.shards:
-            path = self.folder / record.file
-            size = path.stat().st_size if path.is_file() else None
-            if size != record.bytes:
-                found = "no such file" if size is None else f"{size:,} bytes"
-                raise CacheError(
-                    f"{path}: expected a shard of {record.bytes:,} bytes, found {found}. Delete what is left of it, "
-                    "run `hf-distill cache verify --repair`, and capture again, which asks for its rows alone."
-                )
+        self._stored = StoredAnswers(self.folder, self.manifest)
         self.signals = build_format(self.manifest.source.signals)
-        self._index = Index(self.folder / self.manifest.index)
-        self._shards: dict[int, Shard] = {}
         # What every teacher says of itself; the columns are those it read, and those that looked_up adds.
         self.name: str = self.source.teacher
         self.provides: frozenset[str] = self.signals.provides | (
@@ -109,16 +95,8 @@ class TeacherCache:
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave open files out: a worker of a data loader opens its own."""
-        return {
-            **{k: v for k, v in vars(self).items() if k != "_index"},
-            "_shards": {},
-            "model_teacher": None,
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._index = Index(self.folder / str(self.manifest.index))
+        """Leave the model out: a worker of a data loader looks up, and asks nobody."""
+        return {**vars(self), "model_teacher": None}
 
     # ---- what a teacher is ---------------------------------------------------------------
 
@@ -150,7 +128,7 @@ class TeacherCache:
 
     def __len__(self) -> int:
         """Return how many examples there are."""
-        return len(self._index)
+        return len(self._stored)
 
     def __call__(self, batch: dict[str, Any]) -> TeacherSignals:
         """Answer for a batch: from the columns that the collator added, or looked up now."""
@@ -205,9 +183,9 @@ class TeacherCache:
         rows = batch_size(read)
         if self.source.head["positions"] or self.source.hidden_states:
             length = max(value.shape[1] for value in read.values() if value.dim() > 1)
-            places = _places(asked)
+            places = places_of(asked)
         if self.source.head["positions"]:
-            parts = {name: _spread(values, rows, length, places) for name, values in parts.items()}
+            parts = {name: spread(values, rows, length, places) for name, values in parts.items()}
         elif len(asked) != rows:
             raise CacheError(
                 f"cache: expected one answer for each of {rows} rows, received packed rows with {len(asked)} examples. "
@@ -220,13 +198,13 @@ class TeacherCache:
                 .view(torch.bfloat16)
                 .view(len(states), len(self.source.hidden_states), -1)
             )
-            parts["hidden"] = _spread(kept, rows, length, places)
-            parts["attended"] = _spread(torch.ones(len(states), dtype=torch.bool), rows, length, places)
+            parts["hidden"] = spread(kept, rows, length, places)
+            parts["attended"] = spread(torch.ones(len(states), dtype=torch.bool), rows, length, places)
         return {self._column(name): values for name, values in parts.items()}
 
     def _answers(self, batch: Mapping[str, Any], asked: Sequence[Question]) -> list[dict[str, numpy.ndarray]]:
         """Return what is kept of each question, asking the model for what is missing where that is wanted."""
-        places = self._index.find([question.key for question in asked])
+        places = self._stored.find(asked)
         missing = [
             number
             for number, (question, place) in enumerate(zip(asked, places, strict=True))
@@ -235,21 +213,9 @@ class TeacherCache:
         if missing:
             self._add(batch, [asked[number] for number in missing], len(asked))
         return [
-            self._added[question.key] if place is None else self._read(question, *place)
+            self._added[question.key] if place is None else self._stored.read(question, *place)
             for question, place in zip(asked, places, strict=True)
         ]
-
-    def _read(self, question: Question, shard: int, row: int) -> dict[str, numpy.ndarray]:
-        if shard not in self._shards:
-            self._shards[shard] = Shard(self.folder / self.manifest.shards[shard].file)
-        held = self._shards[shard]
-        answers = held.answers(row)
-        if held.key(row) != question.key:
-            raise CacheError(
-                f"{held.path}: expected row {row} to have the key that the index says, found another. Run `hf-distill "
-                "cache verify --repair`, which builds the index anew."
-            )
-        return answers
 
     def _add(self, batch: Mapping[str, Any], missing: Sequence[Question], asked: int) -> None:
         if self.model_teacher is None or self.on_missing == "error":
@@ -350,18 +316,3 @@ class _Labels:
 
 def _as_teacher(teacher: Any) -> OnlineTeacher:
     return teacher if isinstance(teacher, OnlineTeacher) else OnlineTeacher(teacher)
-
-
-def _places(asked: Sequence[Question]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return row and position of each answered position, in order."""
-    rows = [torch.full((one.stop - one.start,), one.row) for one in asked]
-    return torch.cat(rows), torch.cat([torch.arange(one.start, one.stop) for one in asked])
-
-
-def _spread(
-    values: torch.Tensor, rows: int, length: int, places: tuple[torch.Tensor, torch.Tensor]
-) -> torch.Tensor:
-    """Return answers at their places in a padded batch, ``(rows, length, ...)``."""
-    spread = torch.zeros(rows, length, *values.shape[1:], dtype=values.dtype)
-    spread[places] = values
-    return spread

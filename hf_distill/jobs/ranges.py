@@ -18,6 +18,7 @@ _COUNTS = (
     "student_num_hidden_layers",
     "teacher_width",
     "student_width",
+    "teacher_batch_size",
     "per_device_train_batch_size",
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",

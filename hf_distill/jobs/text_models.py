@@ -46,8 +46,11 @@ class TextModelArguments:
             "on. Default: the last"
         },
     )
+    teacher_batch_size: int = field(
+        default=64, metadata={"help": "Texts per step and process of a teacher trained here"}
+    )
     teacher_learning_rate: float = field(
-        default=2e-4, metadata={"help": "Learning rate of a teacher trained here"}
+        default=4e-4, metadata={"help": "Learning rate of a teacher trained here"}
     )
     teacher_dropout: float = field(default=0.1, metadata={"help": "Dropout of a teacher trained here"})
     teacher_word_dropout: float = field(

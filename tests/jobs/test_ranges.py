@@ -37,6 +37,7 @@ def test_the_defaults_pass(tmp_path: Any) -> None:
     [
         ("max_train_samples", 0, "a whole number of at least 1, received 0"),
         ("gradient_accumulation_steps", 0, "a whole number of at least 1, received 0"),
+        ("teacher_batch_size", 0, "a whole number of at least 1, received 0"),
         ("student_layers", -2, "a whole number of at least 1, received -2"),
         ("max_seq_length", 2, "a whole number of at least 3, received 2"),
         ("vocabulary_size", 5, "a whole number of at least 6, received 5"),

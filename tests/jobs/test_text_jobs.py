@@ -68,17 +68,29 @@ def test_continuing_pieces_are_no_special_tokens() -> None:
     assert tokenizer.decode(tokenizer("banana")["input_ids"], skip_special_tokens=True) == "banana"
 
 
-def test_word_dropout_hides_a_share_of_the_words_and_nothing_else() -> None:
+def test_word_dropout_leaves_out_a_share_of_the_words_and_nothing_else() -> None:
     tokenizer = train_tokenizer(["one two three four five"], 60)
-    rows = [tokenizer("one two three four five " * 40), tokenizer("one two")]
-    plain, hidden = WordDropout(tokenizer, 0.0)(rows), WordDropout(tokenizer, 0.4)(rows)
-    changed = plain["input_ids"] != hidden["input_ids"]
-    assert set(hidden["input_ids"][changed].tolist()) == {tokenizer.mask_token_id}
-    words = ~torch.isin(plain["input_ids"], torch.tensor(tokenizer.all_special_ids))
-    assert not changed[~words].any()
-    assert changed[words].float().mean() == pytest.approx(0.4, abs=0.15)
-    assert torch.equal(plain["attention_mask"], hidden["attention_mask"])
-    assert not torch.equal(hidden["input_ids"], WordDropout(tokenizer, 0.4)(rows)["input_ids"]), "drawn anew"
+    rows = [
+        {**tokenizer("one two three four five " * 40), "labels": 1},
+        {**tokenizer("one", "two"), "labels": 0},
+    ]
+    plain, fewer = WordDropout(tokenizer, 0.0)(rows), WordDropout(tokenizer, 0.4)(rows)
+    assert plain["input_ids"][1][: len(rows[1]["input_ids"])].tolist() == rows[1]["input_ids"]
+    assert fewer["labels"].tolist() == [1, 0]
+    kept = fewer["attention_mask"].sum(-1).tolist()
+    assert kept[0] == fewer["input_ids"].shape[1] == pytest.approx(2 + 0.6 * 200, abs=25)
+    for row, length in zip(fewer["input_ids"], kept, strict=True):
+        assert row[0] == tokenizer.cls_token_id
+        assert row[length - 1] == tokenizer.sep_token_id
+        assert "[MASK]" not in tokenizer.convert_ids_to_tokens(row[:length])
+    segments = fewer["token_type_ids"][1][: kept[1]].tolist()
+    assert segments == sorted(segments)
+    assert segments[-1] == 1, "a token keeps its segment"
+    words = tokenizer.decode(fewer["input_ids"][0], skip_special_tokens=True).split()
+    remaining = iter("one two three four five".split() * 40)
+    assert all(word in remaining for word in words), "in their order"
+    again = WordDropout(tokenizer, 0.4)(rows)["input_ids"]
+    assert again.shape != fewer["input_ids"].shape or not torch.equal(again, fewer["input_ids"]), "drawn anew"
 
 
 def test_unlabelled_rows_are_appended_with_minus_100(splits: DatasetDict) -> None:
