@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +16,15 @@ from datasets import DatasetDict
 from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
-    EvalPrediction,
     set_seed,
 )
 
 from hf_distill.cache.source import default_folder, source_of
 from hf_distill.cache.teacher_cache import TeacherCache
-from hf_distill.evaluation.agreement import teacher_scores
-from hf_distill.evaluation.cost import ModelCost, measure_cost, total_cost
 from hf_distill.evaluation.metrics import classification_metrics
 from hf_distill.jobs.caching import uncached_because
 from hf_distill.jobs.command_line import resuming, short_errors
+from hf_distill.jobs.comparison_report import ComparisonReport
 from hf_distill.jobs.own_teacher import kept_teachers
 from hf_distill.jobs.text_data import TextDataArguments, encode, with_unlabelled
 from hf_distill.jobs.text_models import (
@@ -35,15 +32,7 @@ from hf_distill.jobs.text_models import (
     make_student,
     tokenizers_of,
 )
-from hf_distill.reporting.results import (
-    ModelResults,
-    paired_bootstrap,
-    results_table,
-    summarise,
-    write_results,
-)
 from hf_distill.teachers.online import OnlineTeacher, load_trained_model, loading_options
-from hf_distill.teachers.signals import label_free
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.whole_checkpoints import last_whole_checkpoint, settings_of
 
@@ -126,7 +115,7 @@ class TextComparison:
                 self._train(trainer, seed, kind)
                 predictions[kind].append(self._predict(trainer))
                 firsts.setdefault(kind, trainer)
-        return self._report(predictions, firsts, seeds)
+        return ComparisonReport(self, predictions, firsts, seeds).publish()
 
     def cache_teachers(self) -> None:
         """Ask each teacher about every text once; a run with the same teacher and texts finds the answers there.
@@ -243,109 +232,3 @@ class TextComparison:
 
     def _predict(self, trainer: DistillationTrainer) -> numpy.ndarray:
         return numpy.asarray(trainer.predict(self.encoded[self.data.report_on]).predictions)
-
-    def _cost(self, model: Any, folder: Any) -> Any:
-        lengths = sorted(len(ids) for ids in self.encoded[self.data.report_on]["input_ids"])
-        middle = [lengths[int(len(lengths) * share)] for share in (0.1, 0.3, 0.5, 0.7, 0.9)]
-        return measure_cost(model, folder, middle)
-
-    def _student_cost(self, args: Any) -> ModelCost:
-        model = AutoModelForSequenceClassification.from_pretrained(args.output_dir)
-        return self._cost(model.to(args.device), args.output_dir)
-
-    # ---- the end -----------------------------------------------------------------------
-
-    def _teacher_logits(self, trainer: DistillationTrainer) -> list[numpy.ndarray]:
-        """Run the teachers over the texts reported on, as the trainer does, without help from the labels.
-
-        Returns what stands for the logits of all together, and those of each.
-        """
-        logits: list[list[numpy.ndarray]] = [[] for _ in range(1 + len(self.teachers))]
-        for batch in trainer.get_eval_dataloader():
-            batch = trainer._prepare_inputs(batch)
-            signals = label_free(trainer.teacher_signals(batch))
-            for kept, one in zip(logits, (signals, *getattr(signals, "members", (signals,))), strict=True):
-                scores = teacher_scores(one, trainer.head)
-                kept.append(trainer.accelerator.gather_for_metrics(scores).float().cpu().numpy())
-        return [numpy.concatenate(kept) for kept in logits]
-
-    def _report(
-        self, predictions: dict[str, list[numpy.ndarray]], firsts: dict[str, Any], seeds: list[int]
-    ) -> dict[str, Any]:
-        trainer = firsts["distilled"]
-        teachers = self._teacher_logits(trainer)  # on every process: it gathers
-        summary: dict[str, Any] = {}
-        if trainer.is_world_process_zero():
-            summary = self._summary(predictions, teachers, firsts, seeds)
-            path = write_results(summary, str(self.args.output_dir))
-            write_results(summary, trainer.args.output_dir)
-            self.say("\n" + results_table(summary))
-            self.say(f"Results: {path}")
-            self.say(
-                f"Student: {trainer.args.output_dir} (AutoModelForSequenceClassification.from_pretrained)"
-            )
-        if self.args.push_to_hub:
-            trainer.push_to_hub()
-        return summary
-
-    def _summary(
-        self,
-        predictions: dict[str, list[numpy.ndarray]],
-        teachers: list[numpy.ndarray],
-        firsts: dict[str, Any],
-        seeds: list[int],
-    ) -> dict[str, Any]:
-        """Return the results of all models, on process 0 alone."""
-        labels, teacher = numpy.asarray(self.encoded[self.data.report_on]["labels"]), teachers[0]
-        measure = classification_metrics()
-
-        def results(logits: list[numpy.ndarray], cost: Any, agreement: bool = True) -> ModelResults:
-            same = [float((one.argmax(-1) == teacher.argmax(-1)).mean()) for one in logits]
-            return ModelResults(
-                [measure(EvalPrediction(one, labels)) for one in logits], cost, same if agreement else ()
-            )
-
-        # Measured one after another at the end, so that all three see the same machine; as a user loads them, since the
-        # trainer's own copy computes in its precision, and rounds its outputs back.
-        costs = {kind: self._student_cost(first.args) for kind, first in firsts.items()}
-        singles = self._teacher_costs(firsts["distilled"].args.device)
-        rows = {"teacher": results([teacher], total_cost(singles), agreement=False)}
-        each = [results([one], cost) for one, cost in zip(teachers[1:], singles, strict=True)]
-        difference = None
-        if predictions["alone"]:
-            rows["student_alone"] = results(predictions["alone"], costs["alone"])
-            right = {kind: [one.argmax(-1) == labels for one in predictions[kind]] for kind in predictions}
-            difference = paired_bootstrap(right["distilled"], right["alone"])
-        rows["student_distilled"] = results(predictions["distilled"], costs["distilled"])
-        settings = self._settings(seeds, firsts["distilled"])
-        named = list(zip(self.teacher_folders, each, strict=True))
-        return summarise(rows, settings, difference, named)
-
-    def _teacher_costs(self, device: Any) -> list[ModelCost]:
-        """Measure each teacher; one that is not in a folder is saved for it."""
-        costs = []
-        for index, (teacher, name) in enumerate(zip(self.teachers, self.teacher_folders, strict=True)):
-            folder = Path(name)
-            if not folder.is_dir():
-                folder = Path(self.args.output_dir) / f"_teacher-copy-{index}"
-                teacher.save_pretrained(str(folder))
-            waits = teacher.device  # offloaded, it would be measured on the CPU
-            costs.append(self._cost(teacher.to(device), folder))
-            teacher.to(waits)
-        return costs
-
-    def _settings(self, seeds: list[int], trainer: Any) -> dict[str, Any]:
-        return {
-            **trainer.distillation_settings(),
-            "seeds": seeds,
-            "reported_on": self.data.report_on,
-            "test_texts": len(self.encoded[self.data.report_on]),
-            "train_texts": len(self.encoded["train"]),
-            "mean_tokens": round(statistics.fmean(map(len, self.encoded["train"]["input_ids"])), 1),
-            "processes": trainer.args.world_size,
-            "num_train_epochs": trainer.args.num_train_epochs,
-            "learning_rate": trainer.args.learning_rate,
-            "per_device_train_batch_size": trainer.args.per_device_train_batch_size,
-            "bf16": trainer.args.bf16,
-            **({"tuned": self.tuned} if self.tuned else {}),
-        }

@@ -10,8 +10,9 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from hf_distill import DistillationTrainingArguments
-from hf_distill.jobs import comparison
+from hf_distill.jobs import comparison_report
 from hf_distill.jobs.comparison import prepare_comparison
+from hf_distill.jobs.comparison_report import teacher_logits
 from hf_distill.jobs.own_teacher import new_tokenizer
 from hf_distill.jobs.rehearsal import rehearse
 from hf_distill.jobs.text_data import TextDataArguments
@@ -51,13 +52,13 @@ def test_models_are_timed_as_a_user_loads_them(
     tmp_path: Path, splits: DatasetDict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed = []
-    measure = comparison.measure_cost
+    measure = comparison_report.measure_cost
 
     def spy(model: Any, folder: Any, texts: Any) -> Any:
         timed.append(model)
         return measure(model, folder, texts)
 
-    monkeypatch.setattr(comparison, "measure_cost", spy)
+    monkeypatch.setattr(comparison_report, "measure_cost", spy)
     models = TextModelArguments(**TINY)
     job = prepare_comparison(splits, DATA, models, arguments(tmp_path, bf16=True), lambda line: None)
     results = job.run([0], baseline=True)
@@ -103,7 +104,7 @@ def test_a_student_cut_out_of_a_teacher_with_another_order_of_labels(
             "all layers: it is the teacher"
         )
     # The teacher's row of the table.
-    assert torch.allclose(torch.tensor(job._teacher_logits(trainer)[0]), expected, atol=1e-6)
+    assert torch.allclose(torch.tensor(teacher_logits(trainer, 1)[0]), expected, atol=1e-6)
     assert trainer.model.config.id2label == {0: "cat", 1: "dog"}
 
 
