@@ -23,8 +23,8 @@ class Source:
     """Whose answers a cache holds, and in which form. Two caches with the same source can be merged.
 
     Args:
-        teacher: Hub id, folder or class name.
-        revision: branch, tag or commit it was loaded from, where known.
+        teacher: Hub id, folder or class name: for a reader, since the same weights may lie at several places.
+        revision: branch, tag or commit it was loaded from, where known; for a reader too.
         weights: hash of all parameters and buffers.
         tokenizer: hash of the vocabulary that its ids are of; None where no tokenizer was given.
         columns: what it reads of a batch.
@@ -58,13 +58,19 @@ class Source:
         Raises:
             CacheError: with the first value that differs.
         """
-        for one in fields(self):
-            own, theirs = _plain(getattr(self, one.name)), _plain(getattr(other, one.name))
-            if own != theirs:
+        theirs = other.identity()
+        for name, own in self.identity().items():
+            if own != theirs[name]:
+                of = f" (of {self.teacher} and {other.teacher})" if name == "weights" else ""
                 raise CacheError(
-                    f"{one.name}: expected {where} and {elsewhere} to have the same, received {own!r} and {theirs!r}. "
-                    "Give each teacher, and each way of asking it, a folder of its own."
+                    f"{name}: expected {where} and {elsewhere} to have the same, received {own!r} and "
+                    f"{theirs[name]!r}{of}. Give each teacher, and each way of asking it, a folder of its own."
                 )
+
+    def identity(self) -> dict[str, Any]:
+        """Return all that an answer depends on, as plain values: everything but the teacher's names."""
+        names = [one.name for one in fields(self) if one.name not in ("teacher", "revision")]
+        return {name: _plain(getattr(self, name)) for name in names}
 
 
 @dataclass(frozen=True)

@@ -120,5 +120,5 @@ def check_same_answers(source: Source, kept: torch.Tensor, now: torch.Tensor, fo
 
 def default_folder(base: str | Path, source: Source) -> Path:
     """Return the folder of a teacher's cache under a base: another teacher, or another format, has another."""
-    text = json.dumps(asdict(source), sort_keys=True, default=list)
+    text = json.dumps(source.identity(), sort_keys=True, default=list)
     return Path(base) / f"cache-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"

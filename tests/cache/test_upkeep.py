@@ -9,6 +9,7 @@ from hf_distill import CacheError, TeacherCache
 from hf_distill.cache import plan as plan_module
 from hf_distill.cache.command_line import main
 from hf_distill.cache.manifest import MANIFEST_NAME
+from hf_distill.cache.source import default_folder
 from hf_distill.cache.upkeep import inspect, merge, repair, verify
 from tests.tiny import bert, collate, examples, teacher_of
 
@@ -100,6 +101,18 @@ def test_parts_captured_apart_are_merged(tmp_path: Path) -> None:
     batch = collate(ROWS)
     whole = captured(tmp_path / "whole")
     assert (cache(batch).logits - whole(batch).logits).abs().max() < 1e-5  # type: ignore[operator]
+
+
+def test_the_same_weights_at_two_places_are_one_teacher(tmp_path: Path) -> None:
+    for number, name in enumerate("ab"):
+        teacher_of().save_pretrained(str(tmp_path / name))
+        captured(tmp_path / f"cache-{name}", ROWS[number::2], str(tmp_path / name))
+    names = [TeacherCache(tmp_path / f"cache-{name}").source.teacher for name in "ab"]
+    assert names == [str(tmp_path / "a"), str(tmp_path / "b")]
+    sources = [TeacherCache(tmp_path / f"cache-{name}").source for name in "ab"]
+    assert default_folder(tmp_path, sources[0]) == default_folder(tmp_path, sources[1])
+    merge([tmp_path / "cache-a", tmp_path / "cache-b"], tmp_path / "all")
+    assert len(TeacherCache(tmp_path / "all")) == len(ROWS)
 
 
 def test_caches_of_two_teachers_are_not_merged(tmp_path: Path) -> None:
