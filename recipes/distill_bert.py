@@ -72,7 +72,7 @@ class TrainingSettings(DistillationTrainingArguments):
     output_dir: str | None = field(default="runs/distill_bert", metadata={"help": "Where everything is put"})
     num_train_epochs: float = field(default=8.0, metadata={"help": "Epochs of the student. Default: 8"})
     learning_rate: float = field(
-        default=0.0, metadata={"help": "Default: 5e-4, or 5e-5 for a student with pretrained weights"}
+        default=0.0, metadata={"help": "Default: 7e-4, or 5e-5 for a student with pretrained weights"}
     )
     alpha: float | str | dict[str, Any] | None = field(
         default=None,
@@ -80,7 +80,7 @@ class TrainingSettings(DistillationTrainingArguments):
             "help": "Weight of the teacher's term in [0, 1], or its schedule. Default: 0.7 with T = 4 here"
         },
     )
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Texts per step and process"})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Texts per step and process"})
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Texts per evaluation step"})
     warmup_steps: float = field(default=0.06, metadata={"help": "Steps, or share of all steps if below 1"})
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay"})
@@ -130,7 +130,7 @@ def set_defaults(
         tuning.tune_trials = min(tuning.tune_trials, 3)
     pretrained = models.student_model_name_or_path or models.student_num_hidden_layers
     if args.learning_rate == 0:
-        args.learning_rate = 5e-5 if pretrained else 5e-4
+        args.learning_rate = 5e-5 if pretrained else 7e-4
     if args.alpha is None and args.temperature is None and args.objectives is None:
         args.alpha, args.temperature = 0.7, 4.0  # tuned on the validation split of the built-in text
 

@@ -37,8 +37,8 @@ class TextModelArguments:
     )
     vocabulary_size: int = field(default=8000, metadata={"help": "Vocabulary of a tokenizer trained here"})
     teacher_layers: int = field(default=2, metadata={"help": "Layers of a teacher trained here"})
-    teacher_width: int = field(default=512, metadata={"help": "Width of a teacher trained here"})
-    teacher_epochs: float = field(default=4.0, metadata={"help": "Epochs of a teacher trained here"})
+    teacher_width: int = field(default=320, metadata={"help": "Width of a teacher trained here"})
+    teacher_epochs: float = field(default=5.0, metadata={"help": "Epochs of a teacher trained here"})
     teacher_stop_epoch: int | None = field(
         default=None,
         metadata={
@@ -50,7 +50,7 @@ class TextModelArguments:
         default=64, metadata={"help": "Texts per step and process of a teacher trained here"}
     )
     teacher_learning_rate: float = field(
-        default=4e-4, metadata={"help": "Learning rate of a teacher trained here"}
+        default=5e-4, metadata={"help": "Learning rate of a teacher trained here"}
     )
     teacher_dropout: float = field(default=0.1, metadata={"help": "Dropout of a teacher trained here"})
     teacher_word_dropout: float = field(
