@@ -38,7 +38,7 @@ class TextModelArguments:
     vocabulary_size: int = field(default=8000, metadata={"help": "Vocabulary of a tokenizer trained here"})
     teacher_layers: int = field(default=2, metadata={"help": "Layers of a teacher trained here"})
     teacher_width: int = field(default=320, metadata={"help": "Width of a teacher trained here"})
-    teacher_epochs: float = field(default=5.0, metadata={"help": "Epochs of a teacher trained here"})
+    teacher_epochs: float = field(default=4.0, metadata={"help": "Epochs of a teacher trained here"})
     teacher_stop_epoch: int | None = field(
         default=None,
         metadata={
