@@ -109,17 +109,17 @@ class Task:
 TASKS = {
     "builtin": Task(
         TextDataArguments(),
-        Setting(stop=8, word_dropout=0.5, temperature=4.0, alpha=0.7, epochs=15),
+        Setting(stop=8, word_dropout=0.5, temperature=4.0, alpha=0.7, epochs=8),
         stops=(2, 4, 8),
-        budgets=(5, 15, 30),
+        budgets=(4, 8, 16),
         labelled=2000,
         unlabelled=(2000, 4000),
     ),
     "banking77": Task(
         TextDataArguments(train_file=str(BANKING77 / "train.csv"), label_column="category"),
-        Setting(stop=12, word_dropout=0.2, temperature=4.0, alpha=0.7, epochs=10),
+        Setting(stop=12, word_dropout=0.2, temperature=4.0, alpha=0.7, epochs=6),
         stops=(3, 6, 12),
-        budgets=(5, 10, 20),
+        budgets=(3, 6, 12),
         labelled=3000,
         unlabelled=(3000, 6000),
     ),

@@ -18,6 +18,7 @@ from transformers import (
     DataCollatorWithPadding,
     set_seed,
 )
+from transformers.trainer_utils import PredictionOutput
 
 from hf_distill.cache.source import default_folder, source_of
 from hf_distill.cache.teacher_cache import TeacherCache
@@ -112,8 +113,8 @@ class TextComparison:
             for kind in ("alone", "distilled") if baseline else ("distilled",):
                 with short_errors():  # what does not fit together is found here, before any student trains
                     trainer = self._trainer(seed, kind, publish=kind == "distilled" and seed == seeds[0])
-                self._train(trainer, seed, kind)
-                predictions[kind].append(self._predict(trainer))
+                measured = self._train(trainer, seed, kind)
+                predictions[kind].append(numpy.asarray(measured.predictions))
                 firsts.setdefault(kind, trainer)
         return ComparisonReport(self, predictions, firsts, seeds).publish()
 
@@ -164,7 +165,7 @@ class TextComparison:
         """Train one distilled student and return what evaluation measures of it."""
         with short_errors():
             trainer = self._trainer(seed, "distilled", publish=False)
-        return self._train(trainer, seed, "distilled")
+        return dict(self._train(trainer, seed, "distilled").metrics or {})
 
     # ---- one run ----------------------------------------------------------------------
 
@@ -203,7 +204,8 @@ class TextComparison:
             teacher_processing_class=self.teacher_tokenizers,
         )
 
-    def _train(self, trainer: DistillationTrainer, seed: int, kind: str) -> dict[str, float]:
+    def _train(self, trainer: DistillationTrainer, seed: int, kind: str) -> PredictionOutput:
+        """Train a student, save it, and return what it predicts for the texts reported on and how good that is."""
         args = trainer.args
         self.say(f"Student {kind}, seed {seed}: training into {args.output_dir} ...")
         resume = last_whole_checkpoint(str(args.output_dir)) if resuming(args) else None
@@ -218,7 +220,9 @@ class TextComparison:
         # Trainer groups by length in evaluation too, at random: from here on rows keep their order, in which the
         # predictions of all models are compared.
         trainer.args.train_sampling_strategy = "sequential"
-        metrics = trainer.evaluate()
+        measured = trainer.predict(self.encoded[self.data.report_on], metric_key_prefix="eval")
+        metrics = measured.metrics or {}
+        trainer.log(metrics)  # as evaluate() would, whose predictions are nowhere to be had
         shown = {
             name: metrics[f"eval_{name}"]
             for name in ("accuracy", "agreement", "teacher_accuracy", "retention_accuracy")
@@ -228,7 +232,4 @@ class TextComparison:
             f"Student {kind}, seed {seed}: " + ", ".join(f"{k} {100 * v:.2f} %" for k, v in shown.items())
         )
         trainer.save_model()
-        return metrics
-
-    def _predict(self, trainer: DistillationTrainer) -> numpy.ndarray:
-        return numpy.asarray(trainer.predict(self.encoded[self.data.report_on]).predictions)
+        return measured

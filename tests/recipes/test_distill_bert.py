@@ -26,7 +26,7 @@ WORDS = {
     "hen": "egg cluck coop".split(),
 }
 SIZES = {
-    "teacher_dropout": 0.0,
+    "teacher_dropout": 0.0, "teacher_batch_size": 8,
     "teacher_layers": 1, "teacher_width": 32, "teacher_epochs": 15, "student_layers": 1, "student_width": 16,
     "num_train_epochs": 2, "vocabulary_size": 100, "per_device_train_batch_size": 8, "disable_tqdm": True,
     "bf16": False, "max_seq_length": 16, "teacher_learning_rate": 3e-3, "learning_rate": 3e-3,
