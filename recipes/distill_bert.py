@@ -70,7 +70,7 @@ class TrainingSettings(DistillationTrainingArguments):
     """TrainingArguments with defaults for a small model from random weights."""
 
     output_dir: str | None = field(default="runs/distill_bert", metadata={"help": "Where everything is put"})
-    num_train_epochs: float = field(default=4.0, metadata={"help": "Epochs of the student. Default: 4"})
+    num_train_epochs: float = field(default=5.0, metadata={"help": "Epochs of the student. Default: 5"})
     learning_rate: float = field(
         default=0.0, metadata={"help": "Default: 7e-4, or 5e-5 for a student with pretrained weights"}
     )
