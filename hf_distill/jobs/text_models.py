@@ -147,8 +147,8 @@ def new_bert(
 ) -> Any:
     """Return a BERT classifier with random weights, drawn from the global seed.
 
-    BERT's standard deviation of 0.02 is for a width of 768. Narrower layers take larger weights, by the square root, for
-    outputs as large; with 0.02 they hardly learn in their first hundreds of steps.
+    BERT's standard deviation of 0.02 is for a width of 768. Narrower layers take larger weights, by the square root,
+    for outputs as large; with 0.02 they hardly learn in their first hundreds of steps.
     """
     names = label_names(splits)
     config = BertConfig(
