@@ -173,7 +173,7 @@ def main() -> None:
     job = prepare_comparison(splits, data, models, args, say)
     job.tuned = tuned
     if recipe.cache_teacher:
-        job.cache_teachers()
+        job.cache_teachers(len(recipe.seeds))
     job.run(recipe.seeds, recipe.baseline)
     leave_together()
 

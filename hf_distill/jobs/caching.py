@@ -10,28 +10,33 @@ from hf_distill.loss_plan import resolve_loss
 from hf_distill.objectives.base import OF_ONE_MODEL
 
 
-def uncached_because(args: Any, teachers: Sequence[Any], tokenizers: Sequence[Any]) -> str | None:
-    """Return why teachers must be asked at every step, or None where their logits, asked for once, will do.
+def uncached_because(
+    args: Any, teachers: Sequence[Any], tokenizers: Sequence[Any], texts: int, seeds: int
+) -> str | None:
+    """Return why teachers are asked at every step, or None where their logits, asked for once, will do and pay.
 
     Args:
         args: distillation arguments.
         teachers: the models.
         tokenizers: what encodes each one's texts.
+        texts: how many a student is trained on.
+        seeds: how many students are distilled.
 
     Example:
         >>> from types import SimpleNamespace
         >>> teacher = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=False))
         >>> right = SimpleNamespace(padding_side="right")
-        >>> args = SimpleNamespace(alpha=0.5, temperature=2.0, world_size=1)
-        >>> uncached_because(args, [teacher], [right]) is None
+        >>> args = SimpleNamespace(alpha=0.5, temperature=2.0, world_size=1, max_steps=-1, num_train_epochs=3.0)
+        >>> uncached_because(args, [teacher], [right], texts=1000, seeds=1) is None
         True
-        >>> inside = SimpleNamespace(objectives=[{"name": "hidden_states"}], world_size=1)
-        >>> uncached_because(inside, [teacher], [right])
+        >>> args = SimpleNamespace(objectives=[{"name": "hidden_states"}])
+        >>> uncached_because(args, [teacher], [right], texts=1000, seeds=1)
         'hidden_states looks inside it'
     """
-    inside = [
-        term.key for term in resolve_loss(args, "single_label").terms if term.objective.needs & OF_ONE_MODEL
-    ]
+    terms = resolve_loss(args, "single_label").terms
+    if not terms:
+        return "training never needs it"
+    inside = [term.key for term in terms if term.objective.needs & OF_ONE_MODEL]
     if inside:
         return f"{', '.join(inside)} {'looks' if len(inside) == 1 else 'look'} inside it"
     if any(getattr(teacher.config, "is_encoder_decoder", False) for teacher in teachers):
@@ -40,4 +45,14 @@ def uncached_because(args: Any, teachers: Sequence[Any], tokenizers: Sequence[An
         return "padding on the left moves its positions from batch to batch"
     if int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size)) < args.world_size:
         return "processes on several machines may not see one folder"
+    if seeds * _epochs(args, texts) < 1:
+        return "training reads fewer texts than there are"
     return None
+
+
+def _epochs(args: Any, texts: int) -> float:
+    """Return how often each text is read."""
+    if args.max_steps <= 0:
+        return float(args.num_train_epochs)
+    step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return float(args.max_steps * step / max(texts, 1))

@@ -118,14 +118,18 @@ class TextComparison:
                 firsts.setdefault(kind, trainer)
         return ComparisonReport(self, predictions, firsts, seeds).publish()
 
-    def cache_teachers(self) -> None:
+    def cache_teachers(self, seeds: int) -> None:
         """Ask each teacher about every text once; a run with the same teacher and texts finds the answers there.
 
-        Where answers can't be kept it is said why, and the models stay the teachers.
+        Where answers can't be kept, or it does not pay, it is said why, and the models stay the teachers.
+
+        Args:
+            seeds: how many students will be distilled.
         """
-        reason = uncached_because(self.args, self.teachers, self._encoders())
+        texts = sum(len(self.encoded[name]) for name in ("train", "unlabeled") if name in self.encoded)
+        reason = uncached_because(self.args, self.teachers, self._encoders(), texts, seeds)
         if reason is not None:
-            self.say(f"Teacher: asked anew at every step, since {reason}")
+            self.say(f"Teacher: its answers are not kept, since {reason}")
             return
         tokenizers = zip(self.teachers, self.teacher_tokenizers, strict=True)
         self.caches = [self._cached(teacher, own) for teacher, own in tokenizers]

@@ -159,7 +159,7 @@ def test_a_loss_that_looks_inside_the_teacher_asks_it_at_every_step(
     monkeypatch.setattr(sys, "argv", [str(RECIPE), *settings, "--objectives", objectives])
     runpy.run_path(str(RECIPE), run_name="__main__")
     printed = capsys.readouterr().out
-    assert "Teacher: asked anew at every step, since hidden_states looks inside it" in printed
+    assert "Teacher: its answers are not kept, since hidden_states looks inside it" in printed
     assert "Results:" in printed
 
 
