@@ -259,7 +259,7 @@ def run_here(monkeypatch: pytest.MonkeyPatch, capsys: Any, words: list[str]) -> 
         (["--teacher_combine", "logits"], "teacher_combine: expected several teachers, received one"),
         (["--tune", "--objectives", '[{"name": "forward_kl"}]'], "received objectives. Drop --objectives"),
         (["--tune", "--alpha", '{{"schedule": "linear", "start": 0, "end": 1}}'], "expected a number for --alpha"),
-        (["--teacher_stop_epoch", "9"], "expected an epoch from 1 to 4"),
+        (["--teacher_stop_epoch", "9"], "expected an epoch from 1 to 5"),
         (["--teachers_from_seeds", "2", "--teacher_weights", "most"], "teacher_weights: expected confidence"),
         (["--per_device_train_batch_size", "0"], "_batch_size: expected a whole number of at least 1"),
         (
