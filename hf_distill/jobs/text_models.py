@@ -55,7 +55,9 @@ class TextModelArguments:
     teacher_dropout: float = field(default=0.1, metadata={"help": "Dropout of a teacher trained here"})
     teacher_word_dropout: float = field(
         default=0.5,
-        metadata={"help": "Share of tokens that a teacher trained here doesn't see, drawn anew each epoch"},
+        metadata={
+            "help": "Share of tokens left out of the texts of a teacher trained here, drawn anew each epoch"
+        },
     )
     student_layers: int = field(default=2, metadata={"help": "Layers of a student from random weights"})
     student_width: int = field(default=128, metadata={"help": "Width of a student from random weights"})
