@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import statistics
 import sys
 import tempfile
@@ -214,9 +215,11 @@ def accuracy(model: Any, columns: dict[str, torch.Tensor]) -> float:
     return right / len(columns["labels"])
 
 
-def trained_teacher(task: Task, epochs: int) -> Any:
-    """Return a teacher that has seen all training examples."""
+def trained_teacher(task: Task, epochs: int, kept: Path) -> Any:
+    """Return a teacher that has seen all training examples, kept from an earlier run where there is one."""
     set_seed(0)
+    if kept.is_dir():
+        return type(task.new_teacher()).from_pretrained(kept)
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(**common(folder, 0, "input_ids" in task.train), num_train_epochs=epochs)
         trainer = Trainer(
@@ -226,6 +229,9 @@ def trained_teacher(task: Task, epochs: int) -> Any:
             train_dataset=rows(task.train, range(len(task.train["labels"]))),
         )
         trainer.train()
+    unfinished = kept.with_name(f"_{kept.name}-{os.getpid()}")
+    trainer.model.save_pretrained(unfinished)
+    unfinished.rename(kept)
     return trainer.model
 
 
@@ -320,7 +326,8 @@ def train_all(options: Any, file: ResultsFile) -> None:
     task = TASKS[options.task](options.data)
     if options.held_out:
         task = held_out(task)
-    teacher = trained_teacher(task, options.teacher_epochs)
+    name = f"{options.task}{'_held_out' if options.held_out else ''}_{options.teacher_epochs}_epochs"
+    teacher = trained_teacher(task, options.teacher_epochs, file.path.parent / f"few_examples_teacher_{name}")
     print(f"teacher: {by_noise(task, teacher)}", flush=True)
     weight = options.derivative_weight or task.derivative_weight
     for per_class in options.per_class:

@@ -1,16 +1,34 @@
-"""What only a GPU shows: no waiting for the device, mixed precision there, and the CPU's gradient.
+"""What only a GPU shows: no waiting for the device, mixed precision, compiled kernels, and the CPU's gradient.
 
 Run with ``pytest -m gpu``; skipped where there is none.
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.tiny import bert, distiller, examples, gradient_of, one_step, teacher_of
+from hf_distill import TeacherCache, student_from_teacher
+from hf_distill.objectives import objective_classes
+from tests.tiny import (
+    arguments,
+    bert,
+    classifier,
+    collate,
+    distiller,
+    examples,
+    gradient_of,
+    one_step,
+    perturbed,
+    teacher_of,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -18,8 +36,30 @@ pytestmark = [
 ]
 
 
+HEADS = {"regression": "regression", "binary_kl": "multi_label"}
+
+
 def on_gpu(folder: Any, **options: Any) -> Any:
     return distiller(bert(), teacher_of(), one_step(folder, 8, 1, use_cpu=False, **options), examples(8))
+
+
+def cut(folder: Any, head: str = "single_label", **options: Any) -> Any:
+    """Return a trainer whose student has about the embeddings and two of the layers of its teacher of three."""
+    teacher = perturbed(bert(3, seed=5, head=head), 0.2)
+    student = perturbed(student_from_teacher(teacher, num_hidden_layers=2), 0.02, seed=3)
+    return distiller(student, teacher, one_step(folder, 8, 1, **options), examples(8, head))
+
+
+def losses_of(trainer: Any) -> list[float]:
+    """Train, and return the loss of each step."""
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def alone(name: str, **settings: Any) -> dict[str, Any]:
+    """Return arguments for one objective without the label loss."""
+    more = {"relation_heads": 2} if name == "relations" else {}
+    return {"label_weight": 0.0, "objectives": [{"name": name, **more, **settings}]}
 
 
 def test_the_gradient_is_the_cpus(tmp_path: Any) -> None:
@@ -53,3 +93,83 @@ def test_the_loss_never_waits_for_the_device(tmp_path: Any) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(parameter.grad.abs().max() > 0 for parameter in trainer.model.classifier.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(objective_classes()))
+def test_every_objective_has_the_cpus_gradient(tmp_path: Any, name: str) -> None:
+    head, found = HEADS.get(name, "single_label"), []
+    for use_cpu in (True, False):
+        found.append(gradient_of(cut(tmp_path, head, use_cpu=use_cpu, **alone(name))).cpu())
+    assert found[0].abs().max() > 0
+    assert (found[1] - found[0]).abs().max() <= 1e-3 * found[0].abs().max()
+
+
+@pytest.mark.parametrize("half", ["bf16", "fp16"])
+def test_derivatives_in_half_precision_point_where_float32_points(tmp_path: Any, half: str) -> None:
+    found = []
+    for precision in ({}, {half: True}):
+        trainer = cut(tmp_path, use_cpu=False, **alone("derivative"), **precision)
+        found.append(gradient_of(trainer))
+    assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.98
+
+
+def test_a_compiled_student_has_the_same_losses(tmp_path: Any) -> None:
+    found = []
+    for compiled in (False, True):
+        args = arguments(tmp_path, use_cpu=False, torch_compile=compiled)
+        found.append(losses_of(distiller(bert(), teacher_of(), args, examples(16))))
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
+def test_liger_kernels_that_return_logits_have_the_same_losses(tmp_path: Any) -> None:
+    pytest.importorskip("liger_kernel")
+
+    def llama(seed: int) -> Any:
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
+                num_attention_heads=2, num_key_value_heads=2, pad_token_id=0,
+            )
+        )  # fmt: skip
+
+    kernels = {"fused_linear_cross_entropy": False, "cross_entropy": True}
+    found = []
+    for liger in ({}, {"use_liger_kernel": True, "liger_kernel_config": kernels}):
+        args = arguments(tmp_path, use_cpu=False, **liger)
+        trainer = distiller(llama(0), perturbed(llama(1), 0.1), args, examples(16, "causal"))
+        found.append(losses_of(trainer))
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ["distilbert", "modernbert", "gpt2", "llama", "vit"])
+def test_one_batch_has_one_gradient_however_it_is_split(tmp_path: Any, architecture: str) -> None:
+    found = []
+    for size, accumulation in ((8, 1), (2, 4)):
+        args = one_step(tmp_path, size, accumulation, use_cpu=False)
+        data = examples(8, "image" if architecture == "vit" else "single_label")
+        teacher = perturbed(classifier(architecture, 2, seed=5), 0.1)
+        found.append(gradient_of(distiller(classifier(architecture), teacher, args, data)))
+    assert (found[1] - found[0]).abs().max() <= 1e-4 * found[0].abs().max()
+
+
+def test_answers_kept_are_those_of_the_teacher_at_work(tmp_path: Any) -> None:
+    cache = TeacherCache.capture(
+        teacher_of(), examples(16), tmp_path / "cache", data_collator=collate, say=lambda line: None
+    )
+    found = []
+    for teacher in (teacher_of(), cache):
+        trainer = distiller(bert(), teacher, arguments(tmp_path, use_cpu=False), examples(16))
+        found.append(losses_of(trainer))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_the_recipe_runs_on_one_gpu(tmp_path: Any, repository: Path) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    command += ["accelerate_configs/single_gpu.yaml", "recipes/distill_bert.py", "--quick", "--output_dir"]
+    done = subprocess.run(
+        [*command, str(tmp_path)], cwd=repository, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((tmp_path / "distillation_results.json").read_text())
+    assert {"teacher", "student_alone", "student_distilled", "retention"} <= results.keys()
