@@ -46,6 +46,7 @@ from transformers import (
 from benchmarks.results_file import ResultsFile
 from hf_distill import DistillationTrainer, DistillationTrainingArguments, TeacherCache
 from hf_distill.cache.formats import FullLogits, SampledLogits, SignalFormat, TopKLogits
+from hf_distill.jobs.command_line import has_accelerator
 from hf_distill.jobs.own_teacher import WordDropout, summed_loss, train_tokenizer
 from hf_distill.jobs.text_data import TextDataArguments, encode, load_texts
 from hf_distill.jobs.text_models import new_bert
@@ -79,7 +80,7 @@ def arguments(folder: str, **more: Any) -> dict[str, Any]:
     """Return what all trainings here have in common."""
     return {
         "output_dir": folder, "report_to": "none", "save_strategy": "no", "logging_strategy": "no",
-        "disable_tqdm": True, "use_cpu": True, "per_device_train_batch_size": 32,
+        "disable_tqdm": True, "use_cpu": not has_accelerator(), "per_device_train_batch_size": 32,
         "per_device_eval_batch_size": 64, "warmup_steps": 0.06, "weight_decay": 0.01, **more,
     }  # fmt: skip
 
@@ -183,8 +184,8 @@ def student_of(task: Task, teacher: Any, temperature: float | None, seed: int) -
 def capture(task: Task, signals: SignalFormat, folder: Path) -> TeacherCache:
     """Return a cache of the teacher's answers, kept from an earlier student where there is one."""
     cache: TeacherCache = TeacherCache.capture(
-        task.teacher, dict(task.rows), folder, data_collator=task.collator, signals=signals, device="cpu",
-        batch_size=64, say=lambda line: None,
+        task.teacher, dict(task.rows), folder, data_collator=task.collator, signals=signals, batch_size=64,
+        say=lambda line: None,
     )  # fmt: skip
     return TeacherCache(cache.folder)
 
@@ -196,6 +197,7 @@ def measure(task: Task, model: Any) -> dict[str, float]:
     right = items = 0
     total = 0.0
     for batch in DataLoader(task.rows["test"], 64, collate_fn=task.collator):
+        batch = {name: values.to(model.device) for name, values in batch.items()}
         read = {
             name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch
         }
