@@ -94,15 +94,22 @@ class Task:
     def factors(self) -> dict[str, list[tuple[Any, Setting]]]:
         """Return each factor's points: the value on the axis, and the setting."""
         base = self.base
-        plain = replace(base, word_dropout=0.0)
+        plain, longer = replace(base, word_dropout=0.0), replace(base, epochs=3 * base.epochs)
+        unlabelled, augmentations = (0, *self.unlabelled), ("none", *AUGMENTATIONS)
         return {
             "stopping point, teacher without word dropout": [(s, replace(plain, stop=s)) for s in self.stops],
             "stopping point": [(stop, replace(base, stop=stop)) for stop in self.stops],
             "temperature": [(t, replace(base, temperature=t)) for t in (1.0, 2.0, 4.0, 8.0)],
             "alpha": [(alpha, replace(base, alpha=alpha)) for alpha in (0.5, 0.7, 1.0)],
             "budget": [(epochs, replace(base, epochs=epochs)) for epochs in self.budgets],
-            "unlabelled texts": [(n, replace(base, unlabelled=n)) for n in (0, *self.unlabelled)],
-            "augmentation": [(n, replace(base, augmentation=n)) for n in ("none", *AUGMENTATIONS)],
+            "unlabelled texts": [(n, replace(base, unlabelled=n)) for n in unlabelled],
+            "unlabelled texts, three times the steps": [
+                (n, replace(longer, unlabelled=n)) for n in unlabelled
+            ],
+            "augmentation": [(n, replace(base, augmentation=n)) for n in augmentations],
+            "augmentation, three times the steps": [
+                (n, replace(longer, augmentation=n)) for n in augmentations
+            ],
         }
 
 

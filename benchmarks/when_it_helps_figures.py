@@ -11,7 +11,16 @@ if TYPE_CHECKING:
     from benchmarks.when_it_helps import Setting, Task
 
 Results = list[dict[str, Any]]
-_PLAIN = "stopping point, teacher without word dropout"
+# A factor, what is drawn over it, and the names of the two.
+_OVER = {
+    "stopping point": (
+        "stopping point, teacher without word dropout",
+        "with word dropout",
+        "without",
+    ),
+    "unlabelled texts": ("unlabelled texts, three times the steps", "base steps", "three times"),
+    "augmentation": ("augmentation, three times the steps", "base steps", "three times"),
+}
 _AXES = {
     "stopping point": "epochs of the teacher",
     "temperature": "temperature",
@@ -39,42 +48,39 @@ def spread(values: list[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _cell(values: list[float], sign: str = "", unit: str = "") -> str:
+def _cell(values: list[float], sign: str = "") -> str:
     if not values:
         return ""
     text = f"{statistics.fmean(values):{sign}.1f}"
-    return f"{text} ± {spread(values):.1f}{unit}" if len(values) > 1 else f"{text}{unit}"
+    return f"{text} ± {spread(values):.1f}" if len(values) > 1 else text
 
 
 def tables(task: Task, results: Results) -> str:
-    """Return a table in Markdown for each factor: mean ± standard deviation over the seeds."""
-    lines: list[str] = []
+    """Return a table in Markdown, a line for each point of each factor: mean ± standard deviation over the seeds."""
+    lines = [
+        "| Factor | Value | seeds | teacher, % | entropy, nats | alone, % | distilled, % | difference |",
+        f"|{' --- |' * 8}",
+    ]
     for factor, points in task.factors().items():
-        lines += [
-            f"\n### {factor[0].upper()}{factor[1:]}\n",
-            f"| {factor.split(',')[0]} | seeds | teacher | entropy, nats | near one-hot "
-            "| alone | distilled | difference |",
-            f"|{' --- |' * 8}",
-        ]
         for value, setting in points:
             percent = {
                 name: [100 * x for x in of(results, setting, name).values()]
-                for name in ("teacher_accuracy", "near_one_hot", "accuracy")
+                for name in ("teacher_accuracy", "accuracy")
             }
             entropy = list(of(results, setting, "entropy").values())
-            alone = [100 * x for x in of(results, setting.alone, "accuracy").values()]
             cells = [
+                factor,
                 f"{value:g}" if isinstance(value, (int, float)) else value,
                 str(len(differences(results, setting))),
-                _cell(percent["teacher_accuracy"], unit=" %"),
+                _cell(percent["teacher_accuracy"]),
                 f"{statistics.fmean(entropy):.2f}" if entropy else "",
-                f"{statistics.fmean(percent['near_one_hot']):.0f} %" if percent["near_one_hot"] else "",
-                _cell(alone, unit=" %"),
-                _cell(percent["accuracy"], unit=" %"),
+                _cell([100 * x for x in of(results, setting.alone, "accuracy").values()]),
+                _cell(percent["accuracy"]),
                 _cell(differences(results, setting), "+"),
             ]
-            bold = "**" if setting == task.base else ""
-            lines.append(f"| {bold}{cells[0]}{bold} | {' | '.join(cells[1:])} |")
+            if setting == task.base:
+                cells[1] = f"**{cells[1]}**"
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -96,10 +102,11 @@ def draw(task: Task, results: Results, path: Path) -> Path:
         figure, axes = pyplot.subplots(2, 3, figsize=(8, 4.6), sharey=True, layout="constrained")
         factors = task.factors()
         for axis, (factor, label) in zip(axes.flat, _AXES.items(), strict=True):
-            _panel(axis, task, results, factors[factor], "C0", "o", "with word dropout")
-            if factor == "stopping point":
-                _panel(axis, task, results, factors[_PLAIN], "C1", "s", "without")
-                axis.legend(title="teacher", frameon=False, fontsize=7)
+            over, first, second = _OVER.get(factor, (None, None, None))
+            _panel(axis, task, results, factors[factor], "C0", "o", first)
+            if over is not None:
+                _panel(axis, task, results, factors[over], "C1", "s", second)
+                axis.legend(frameon=False, fontsize=7)
             axis.axhline(0, color="0.6", linewidth=0.8)
             axis.set_xlabel(label)
             axis.spines[["top", "right"]].set_visible(False)
@@ -118,7 +125,7 @@ def _panel(
     points: list[tuple[Any, Setting]],
     color: str,
     marker: str,
-    label: str,
+    label: str | None,
 ) -> None:
     """Draw one factor; the base setting is the filled point."""
     places = [(place, *point) for place, point in enumerate(points)]

@@ -160,7 +160,6 @@ def main() -> None:
         resuming(args)
         if args.push_to_hub and args.hub_model_id is None:
             fail("--push_to_hub: expected --hub_model_id user/name, received none. Name the repository.")
-        check_push(args)
         Path(str(args.output_dir)).mkdir(parents=True, exist_ok=True)
         use_all_cores()
         with first_on_main(state):
@@ -169,6 +168,8 @@ def main() -> None:
     say(f"Texts: {sizes}; {splits['train'].features['label'].num_classes} classes")
 
     rehearse(splits, data, models, args)
+    with short_errors():
+        check_push(args)  # makes the repository, so only for a run whose data and flags are right
     tuned = tune(tuning, splits, data, models, args, recipe.seeds[0], say) if tuning.tune else None
     job = prepare_comparison(splits, data, models, args, say)
     job.tuned = tuned

@@ -139,7 +139,19 @@ def _capture_rows(
     _wait(processes)
     if rank == 0:
         finish(folder, manifest, plan)
+        if plan.indices:
+            say(_taken(work, name))
     _wait(processes)
+
+
+def _taken(work: Capture, name: str) -> str:
+    """Say what the answers take on disk, beside what was said that they would."""
+    plan, count = work.plan, len(work.plan.indices)
+    size = sum((work.folder / plan.file(number)).stat().st_size for number in range(plan.shards))
+    return (
+        f"{name}: kept {count:,} answers in {_size(size)}, {size / count:.1f} bytes each "
+        f"({work.bytes() / count:.1f} estimated)"
+    )
 
 
 def _estimate(work: Capture, name: str, folder: Path) -> str:

@@ -201,11 +201,15 @@ def test_the_same_content_is_asked_once(tmp_path: Path) -> None:
 def test_the_estimate_is_what_it_takes(tmp_path: Path) -> None:
     rows = examples(600)
     said: list[str] = []
-    quick(tmp_path, rows, say=said.append)
+    kept = len(quick(tmp_path, rows, say=said.append))
     amount, unit = said[0].split("; ")[1].split(" ")[:2]
     estimated = float(amount) * {"bytes": 1, "kB": 1e3}[unit]
     taken = sum(path.stat().st_size for path in tmp_path.glob("*-of-*.arrow"))
     assert estimated == pytest.approx(taken, rel=0.05, abs=2000)
+    assert said[1].startswith(f"dataset: kept {kept} answers in ")
+    each, promised = said[1].split(", ")[1].removesuffix(" estimated)").split(" bytes each (")
+    assert float(each) == pytest.approx(taken / kept, abs=0.06)
+    assert float(promised) == pytest.approx(estimated / kept, rel=0.01)
 
 
 def test_inputs_drawn_anew_are_refused(tmp_path: Path) -> None:

@@ -371,6 +371,7 @@ def run_search(folder: Path) -> None:
     tune(TuningArguments(True, tune_trials=4), splits, DATA, models, arguments(folder), 0, print)
 
 
+@pytest.mark.slow
 def test_sigkill_in_the_middle_of_a_trial_loses_no_finished_one(tmp_path: Path) -> None:
     code = (
         "import importlib.util, pathlib, sys\n"

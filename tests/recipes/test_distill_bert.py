@@ -163,6 +163,7 @@ def test_a_loss_that_looks_inside_the_teacher_asks_it_at_every_step(
     assert "Results:" in printed
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_own_teachers_and_of_their_folders(
     tmp_path: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

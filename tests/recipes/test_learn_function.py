@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from recipes.learn_function import main
 
 
+@pytest.mark.slow
 def test_a_small_run_prints_the_table_and_derivatives_help(capsys: Any) -> None:
     main(["--points", "16", "--times", "2", "--steps", "150", "--seeds", "1"])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| values")]
