@@ -118,7 +118,7 @@ def banking77(options: Any) -> Task:
     )  # fmt: skip
     return Task(
         rows, DataCollatorWithPadding(tokenizer), teacher, lambda: new_bert(2, 64, splits, tokenizer, 32),
-        {"learning_rate": 1e-3, "num_train_epochs": 1 if options.tiny else 8}, 77,
+        {"learning_rate": 1e-3, "num_train_epochs": 1 if options.tiny else 5}, 77,
     )  # fmt: skip
 
 
@@ -144,14 +144,14 @@ def shakespeare(options: Any) -> Task:
         )  # fmt: skip
 
     set_seed(0)
-    epochs = 1 if options.tiny else 5
+    epochs, of_student = (1, 1) if options.tiny else (5, 3)
     teacher = trained(
         "shakespeare", gpt2(3, 32 if options.tiny else 192), rows["train"], default_data_collator, options.folder,
         learning_rate=1e-3, num_train_epochs=epochs,
     )  # fmt: skip
     return Task(
         rows, default_data_collator, teacher, lambda: gpt2(2, 64),
-        {"learning_rate": 2e-3, "num_train_epochs": epochs}, 2000,
+        {"learning_rate": 2e-3, "num_train_epochs": of_student}, 2000,
     )  # fmt: skip
 
 
