@@ -104,7 +104,7 @@ def draw(task: Task, results: Results, path: Path) -> Path:
         for axis, (factor, label) in zip(axes.flat, _AXES.items(), strict=True):
             over, first, second = _OVER.get(factor, (None, None, None))
             _panel(axis, task, results, factors[factor], "C0", "o", first)
-            if over is not None:
+            if over is not None and any(differences(results, setting) for _, setting in factors[over]):
                 _panel(axis, task, results, factors[over], "C1", "s", second)
                 axis.legend(frameon=False, fontsize=7)
             axis.axhline(0, color="0.6", linewidth=0.8)
