@@ -287,7 +287,7 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
             if self.columns.own_encoding:
                 extra = {TEACHER_PREFIX + name for name in extra}
             if self.encodings:
-                extra |= set(getattr(self.data_collator, "text_columns", ()))
+                extra |= set(self._teacher_text_columns())
             columns: Any = self._signature_columns
             columns += sorted(extra - set(columns))
 

@@ -137,10 +137,14 @@ def encoded_answers(
     """
     answer: Any = teacher(batch)
     logits = answer.logits if answer.logits.dim() > 1 else answer.logits.unsqueeze(-1)
-    longest = max(question.stop for question in asked)
-    if source.head["positions"] and logits.shape[1] < longest:
+    length = max(
+        value.shape[1] for value in batch.values() if isinstance(value, torch.Tensor) and value.dim() > 1
+    )
+    by_position = [logits.shape[1]] if source.head["positions"] else []
+    by_position += [answer.features.hidden_states[number].shape[1] for number in source.hidden_states]
+    if any(found != length for found in by_position):
         raise CacheError(
-            f"teacher: expected an answer for each of {longest} positions, received {logits.shape[1]}: its outputs "
+            f"teacher: expected an answer for each of {length} positions, received {by_position[0]}: its outputs "
             "are of other positions than its inputs. Ask it online."
         )
     top = logits.detach().float().amax(-1)
@@ -220,10 +224,15 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except ImportError:  # not on Windows
             pass
-        except OSError as error:
+        except BlockingIOError as error:
             raise CacheError(
                 f"{folder}: expected no other capture into this folder, found one at work. Wait for it, or give "
                 "another folder and merge both."
+            ) from error
+        except OSError as error:
+            raise CacheError(
+                f"{folder}: expected a file system that can lock a file, but: {error.strerror or error}. Give a folder "
+                "on another one."
             ) from error
         for unfinished in folder.glob(".*.arrow-*"):  # of a process that was killed in the middle of a file
             unfinished.unlink(missing_ok=True)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from hf_distill.cache.errors import CacheError
 from hf_distill.cache.formats import FORMATS, FullLogits, SampledLogits, SignalFormat, TopKLogits
 from hf_distill.cache.upkeep import inspect, merge, repair, verify
-from hf_distill.jobs.command_line import fail, parse, short_errors
+from hf_distill.jobs.command_line import fail, has_accelerator, parse, short_errors
 from hf_distill.jobs.text_data import TextDataArguments
 
 
@@ -66,6 +69,8 @@ def _capture(words: list[str]) -> None:
     from hf_distill.cache.capture_texts import CaptureArguments, capture_texts
 
     settings, data = parse([CaptureArguments, TextDataArguments], words)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # accelerate launch: the processes share the shards
+        PartialState(cpu=not has_accelerator())
     with short_errors():
         capture_texts(settings, data)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +101,13 @@ def _capture_one(
     teacher: Any, dataset: Any, folder: Path, *, device: torch.device, say: Any, **options: Any
 ) -> Any:
     online, revision = _online(teacher, device, options["bf16"])
-    if options["processing_class"] is not None and "input_ids" in online.columns:
-        compatibility.align_padding(options["processing_class"], online.model)
+    pads_with = options["processing_class"] or getattr(options["data_collator"], "tokenizer", None)
+    if pads_with is not None and "input_ids" in online.columns:
+        compatibility.align_padding(pads_with, online.model)
     source = source_of(online, revision, **{name: options[name] for name in _OF_SOURCE})
     online.feature_needs = FeatureNeeds(hidden_states=frozenset(source.hidden_states))
     rank, processes = _process()
-    with locked(folder) if rank == 0 else contextlib.nullcontext():
-        _wait(processes)
+    with _locked_for_all(folder, rank, processes):
         for name, rows in _by_name(dataset).items():
             examples = Examples(rows, _collator(rows, online, options), frozenset(source.columns), device)
             _capture_rows(folder, online, examples, source, name, rank, processes, say, options)
@@ -185,9 +185,11 @@ def _duration(seconds: float) -> str:
 
 def _online(teacher: Any, device: torch.device, bf16: bool) -> tuple[OnlineTeacher, str | None]:
     """Return a prepared teacher from a model, a name or a folder."""
-    if isinstance(teacher, OnlineTeacher):
-        return teacher, None
     name = None
+    if isinstance(teacher, OnlineTeacher):
+        if teacher.label_order is None:
+            return teacher, None
+        name, teacher = teacher.name, teacher.model  # answers are kept in the teacher's own order of classes
     if isinstance(teacher, (str, Path)):
         name = str(teacher)
         config = transformers.AutoConfig.from_pretrained(name)
@@ -245,6 +247,23 @@ def _process() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
+
+
+@contextlib.contextmanager
+def _locked_for_all(folder: Path, rank: int, processes: int) -> Iterator[None]:
+    """Lock the folder on process 0; where it can't be locked, every process says so, and none waits in vain."""
+    with contextlib.ExitStack() as stack:
+        failure: list[str | None] = [None]
+        if rank == 0:
+            try:
+                stack.enter_context(locked(folder))
+            except CacheError as error:
+                failure = [str(error)]
+        if processes > 1:
+            torch.distributed.broadcast_object_list(failure)
+        if failure[0] is not None:
+            raise CacheError(failure[0])
+        yield
 
 
 def _wait(processes: int) -> None:

@@ -36,6 +36,7 @@ class Source:
         shape: sizes of the model, where hidden states are kept.
         dtype: what it computed in.
         attention: its attention implementation.
+        longest: the most positions it can read; None without a limit.
     """
 
     teacher: str
@@ -51,6 +52,7 @@ class Source:
     shape: Mapping[str, Any] | None
     dtype: str
     attention: str | None
+    longest: int | None = None
 
     def check_same(self, other: Source, where: str, elsewhere: str) -> None:
         """Raise where two sources differ, naming both sides.

@@ -106,21 +106,25 @@ class Shard:
         self.path = path
         try:
             batch = pyarrow.ipc.open_file(pyarrow.memory_map(str(path))).get_batch(0)
+            self.rows = int(batch.num_rows)
+            self._keys = _bytes(batch.column("key"), KEY_BYTES)
+            self._checksums = numpy.frombuffer(batch.column("checksum").buffers()[1], numpy.uint32)[
+                : self.rows
+            ]
+            self._fields = {
+                name: _answers(batch.column(name))
+                for name in batch.schema.names
+                if name not in ("key", "checksum")
+            }
         except FileNotFoundError as error:
             raise CacheError(f"{path}: expected a shard of the cache, found no such file.") from error
-        except (pyarrow.ArrowInvalid, OSError, IndexError) as error:
+        # What Arrow says of bytes that are not as they were written depends on which they are.
+        except (pyarrow.ArrowException, OSError, LookupError, ValueError, TypeError, AttributeError) as error:
             raise CacheError(
-                f"{path}: expected a whole shard of the cache, found a damaged one ({str(error).splitlines()[0]}). "
-                "Delete it and capture again."
+                f"{path}: expected a whole shard of the cache, found a damaged one "
+                f"({(str(error) or type(error).__name__).splitlines()[0]}). Run `hf-distill cache verify --repair`, "
+                "and capture again."
             ) from error
-        self.rows = int(batch.num_rows)
-        self._keys = _bytes(batch.column("key"), KEY_BYTES)
-        self._checksums = numpy.frombuffer(batch.column("checksum").buffers()[1], numpy.uint32)[: self.rows]
-        self._fields = {
-            name: _answers(batch.column(name))
-            for name in batch.schema.names
-            if name not in ("key", "checksum")
-        }
 
     @property
     def fields(self) -> list[str]:
@@ -152,7 +156,7 @@ class Shard:
         if not whole:
             raise CacheError(
                 f"{self.path}: expected row {row} as it was written, found other bytes: its checksum differs. The file "
-                "is damaged: delete it and capture again, which asks the teacher for its rows alone."
+                "is damaged: run `hf-distill cache verify --repair`, and capture again, which asks for its rows alone."
             )
         return found
 

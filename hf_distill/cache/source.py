@@ -72,6 +72,7 @@ def source_of(
         shape=shape,
         dtype="bfloat16 autocast" if bf16 else str(next(model.parameters()).dtype).removeprefix("torch."),
         attention=getattr(config, "_attn_implementation", None),
+        longest=compatibility.longest_input(model),
     )
 
 

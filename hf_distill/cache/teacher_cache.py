@@ -105,6 +105,11 @@ class TeacherCache:
         """Whose answers these are."""
         return self.manifest.source
 
+    @property
+    def longest_input(self) -> int | None:
+        """The most positions that the model could read, where an encoding is cut."""
+        return self.source.longest
+
     @cached_property
     def shape(self) -> ModelShape | None:
         """The sizes of the model, where hidden states are kept."""
@@ -157,8 +162,10 @@ class TeacherCache:
         kept = self(few).logits
         if self.model_teacher is None or kept is None:
             return
+        device = next(self.model_teacher.model.parameters()).device
         with torch.no_grad():
-            now = self.model_teacher.raw_logits(few)
+            now = self.model_teacher.raw_logits({name: value.to(device) for name, value in few.items()})
+        now = now.to(kept.device)
         now = now if self._order is None else now[..., self._order]
         if self.source.head["positions"] and few.get("attention_mask") is not None:
             now = now.masked_fill(
@@ -243,8 +250,11 @@ class TeacherCache:
             digest = hashlib.blake2b(b"".join(self._added), digest_size=6).hexdigest()
             path = self.folder / f"added-{digest}.arrow"
             write_shard(path, list(self._added), list(self._added.values()))
-            record = ShardRecord(path.name, len(self._added), path.stat().st_size, file_hash(path))
-            seal(self.folder, held, (*held.shards, record))
+            records = {shard.file: shard for shard in held.shards}
+            records[path.name] = ShardRecord(
+                path.name, len(self._added), path.stat().st_size, file_hash(path)
+            )
+            seal(self.folder, held, tuple(records.values()))
         self._added = {}
         self._open()
 
@@ -264,6 +274,8 @@ class TeacherCache:
             )
         ready = object.__new__(type(self))  # copy.copy would leave out what a worker has no use for
         vars(ready).update(vars(self))
+        ready._added, ready._compared = {}, False
+        ready._open()  # another trainer may have added answers
         if self.source.labels is None:
             size = getattr(student.config, "vocab_size", None)
             if size != self.source.classes:
@@ -315,4 +327,10 @@ class _Labels:
 
 
 def _as_teacher(teacher: Any) -> OnlineTeacher:
-    return teacher if isinstance(teacher, OnlineTeacher) else OnlineTeacher(teacher)
+    if not isinstance(teacher, OnlineTeacher):
+        return OnlineTeacher(teacher)
+    if teacher.label_order is None:
+        return teacher
+    return OnlineTeacher(
+        teacher.model, teacher.name, autocast=teacher.autocast
+    )  # in its own order of classes

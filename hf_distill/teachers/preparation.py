@@ -270,5 +270,6 @@ def _encoding(processing_class: Any, prefix: str, readers: list[Any]) -> Teacher
         )
     limits = [getattr(processing_class, "model_max_length", None)]
     limits += [compatibility.longest_input(getattr(reader, "model", None)) for reader in readers]
+    limits += [getattr(reader, "longest_input", None) for reader in readers]  # of a cache, which has no model
     longest = min((limit for limit in limits if limit is not None and limit < 10**9), default=None)
     return TeacherEncoding(processing_class, prefix, longest)

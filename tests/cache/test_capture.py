@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DataCollatorWithPadding
 
 from hf_distill import CacheError, TeacherCache
 from hf_distill.cache import capture as capture_module
 from hf_distill.cache import plan as plan_module
 from hf_distill.cache.capture import locked
-from tests.tiny import bert, collate, examples, teacher_of
+from tests.test_compatibility import tokenizer_of
+from tests.tiny import bert, classifier, collate, examples, perturbed, teacher_of
 
 # Small shards, and a pause around each, so that a kill falls between, before and into them. One process imports
 # everything, and forks each capture.
@@ -277,3 +279,24 @@ def test_text_is_encoded_with_the_teachers_tokenizer(tmp_path: Path) -> None:
     assert torch.allclose(cache(dict(batch)).logits, teacher(**batch).logits, atol=1e-6)
     with pytest.raises(CacheError, match="tokenizer: expected the one that"):
         cache.check_tokenizer(train_tokenizer(["other words"], 50))
+
+
+def test_hidden_states_of_other_positions_than_the_inputs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="expected an answer for each of 3 positions, received 5"):
+        TeacherCache.capture(
+            classifier("vit"), examples(4, "image"), tmp_path, data_collator=collate, hidden_states=[1],
+            say=lambda line: None,
+        )  # fmt: skip
+
+
+def test_padding_that_the_teacher_does_not_know_is_the_collators(tmp_path: Path) -> None:
+    """A GPT-2 classifier reads the last token that is no padding, by its config's id."""
+    teacher = perturbed(classifier("gpt2", 2), 0.1)
+    teacher.config.pad_token_id = 1
+    tokenizer = tokenizer_of(["[CLS]", "[SEP]", *[f"w{n}" for n in range(40)]])
+    rows = [{name: row[name] for name in ("input_ids", "attention_mask")} for row in examples(12)]
+    padding = DataCollatorWithPadding(tokenizer)
+    cache = TeacherCache.capture(teacher, rows, tmp_path, data_collator=padding, say=lambda line: None)
+    for row in rows[:4]:
+        alone = {name: torch.tensor([values]) for name, values in row.items()}
+        assert torch.allclose(cache(alone).logits, teacher(**alone).logits, atol=1e-5)

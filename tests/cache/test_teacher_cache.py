@@ -6,9 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
+from transformers import DataCollatorWithPadding
 
-from hf_distill import CacheError, TeacherCache, TeacherEnsemble
+from hf_distill import CacheError, DistillationTrainer, TeacherCache, TeacherEnsemble
 from hf_distill.cache.formats import FullLogits, TopKLogits
+from hf_distill.items import Head
+from hf_distill.teachers.online import OnlineTeacher
+from tests.test_compatibility import tokenizer_of
+from tests.test_ensemble_training import named
 from tests.tiny import (
     arguments,
     bert,
@@ -174,6 +180,50 @@ def test_what_is_missing_is_asked_where_that_is_wanted(tmp_path: Path) -> None:
     assert losses == pytest.approx(run(tmp_path, teacher_of())[0], rel=1e-5)
     assert len(TeacherCache(tmp_path / "cache")) == len(ROWS) + len(HELD_OUT), "the answers were added"
     assert run(tmp_path, TeacherCache(tmp_path / "cache"))[0] == pytest.approx(losses, rel=1e-5)
+
+
+def test_answers_asked_for_are_kept_once_whoever_asked(tmp_path: Path) -> None:
+    captured(tmp_path / "cache", rows=ROWS[:10])
+    cache = TeacherCache(tmp_path / "cache", teacher_of(), on_missing="ask")
+    for _ in range(3):
+        run(tmp_path, cache)
+    whole = TeacherCache(tmp_path / "cache")
+    assert sum(shard.rows for shard in whole.manifest.shards) == len(whole) == len(ROWS) + len(HELD_OUT)
+
+
+@pytest.mark.parametrize("limit", [None, 6])
+def test_a_cached_teacher_may_read_the_text_its_own_way(tmp_path: Path, limit: int | None) -> None:
+    """The text stays in the data for it, and is cut where it was cut when it was asked."""
+    words = [[f"w{n}" for n in range(40)], [f"w{n}" for n in reversed(range(40))]]
+    students, teachers = (tokenizer_of(["[CLS]", "[SEP]", *own]) for own in words)
+    texts = Dataset.from_dict(
+        {"text": [" ".join(f"w{(i * k) % 40}" for k in range(1, 9)) for i in range(1, 13)]}
+    )
+    texts = texts.add_column("labels", [i % 3 for i in range(12)])
+    encoded = texts.map(lambda row: students(row["text"]))
+    teacher = teacher_of(max_position_embeddings=limit or 512)
+    cache = TeacherCache.capture(
+        teacher, texts, tmp_path / "cache", processing_class=teachers, say=lambda line: None
+    )
+    found = []
+    for answering in (teacher_of(max_position_embeddings=limit or 512), cache):
+        trainer = DistillationTrainer(
+            bert(), answering, arguments(tmp_path, max_steps=6), train_dataset=encoded,
+            data_collator=DataCollatorWithPadding(students), teacher_processing_class=teachers,
+        )  # fmt: skip
+        trainer.train()
+        found.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_a_teacher_in_the_students_order_is_kept_in_its_own(tmp_path: Path) -> None:
+    teacher, student = named(teacher_of(), ["a", "b", "c"]), named(bert(), ["c", "a", "b"])
+    cache = captured(tmp_path / "cache", OnlineTeacher(teacher, label_order=[2, 0, 1]))
+    batch = {name: values for name, values in collate(ROWS[:4]).items() if name != "labels"}
+    expected = teacher(**batch).logits
+    assert torch.allclose(cache(batch).logits, expected, atol=1e-6)
+    ready = cache.prepared(student, Head("single_label"))
+    assert torch.allclose(ready(batch).logits, expected[:, [2, 0, 1]], atol=1e-6)
 
 
 def test_another_teacher_is_found_by_its_weights(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """Looking after a cache: damage is named and set aside, parts are merged, and the command says so."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -165,15 +168,57 @@ def test_a_wrong_command_is_a_line(words: list[str], message: str, capsys: Any) 
     assert "Traceback" not in error
 
 
-def test_capture_from_files(tmp_path: Path, capsys: Any) -> None:
+def texts_and_teacher(folder: Path) -> None:
+    """Write train.csv and a teacher with its tokenizer."""
     from hf_distill.jobs.own_teacher import train_tokenizer
 
     texts = [f"text number {number} about {'cats' if number % 2 else 'dogs'}" for number in range(12)]
     table = "\n".join(["text,label", *(f"{text},{text[-4:]}" for text in texts)])
-    (tmp_path / "train.csv").write_text(table)
+    (folder / "train.csv").write_text(table)
     tokenizer = train_tokenizer(texts, 60)
-    tokenizer.save_pretrained(tmp_path / "teacher")
-    bert(2, vocab_size=len(tokenizer), num_labels=2).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(folder / "teacher")
+    bert(2, vocab_size=len(tokenizer), num_labels=2).save_pretrained(folder / "teacher")
+
+
+@pytest.mark.slow
+def test_two_processes_capture_from_the_command_line(tmp_path: Path, repository: Path) -> None:
+    texts_and_teacher(tmp_path)
+    (tmp_path / "run.py").write_text("from hf_distill.cache.command_line import main\nmain()\n")
+    words = [
+        "cache",
+        "capture",
+        "--teacher",
+        "teacher",
+        "--train_file",
+        "train.csv",
+        "--validation_file",
+        "train.csv",
+    ]
+    two = ["--quiet", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    said = {}
+    for name, launch in (
+        ("two", ["-m", "accelerate.commands.launch", *two]),
+        ("one", []),
+        ("one", ["-m", "accelerate.commands.launch", *two]),
+    ):
+        done = subprocess.run(
+            [sys.executable, *launch, "run.py", *words, "--folder", name], cwd=tmp_path, capture_output=True, text=True,
+            check=False, timeout=300, env={**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        said[name] = done.stdout
+    assert "the teacher's answers to all 12 examples are in one" in said["one"], (
+        "two processes find one's answers"
+    )
+    read = [
+        {path.name: path.read_bytes() for path in (tmp_path / name).glob("*.arrow")}
+        for name in ("one", "two")
+    ]
+    assert read[0] == read[1]
+
+
+def test_capture_from_files(tmp_path: Path, capsys: Any) -> None:
+    texts_and_teacher(tmp_path)
     given = ["--teacher", tmp_path / "teacher", "--train_file", tmp_path / "train.csv", "--validation_file"]
     given += [tmp_path / "train.csv", "--format", "top_k", "--k", 2, "--folder"]
     for number in range(2):
