@@ -32,7 +32,7 @@ from hf_distill.jobs.command_line import (
 from hf_distill.jobs.comparison import prepare_comparison
 from hf_distill.jobs.own_teacher import first_on_main
 from hf_distill.jobs.ranges import check_best_metric, check_ranges
-from hf_distill.jobs.rehearsal import rehearse
+from hf_distill.jobs.rehearsal import rehearse, rehearse_student
 from hf_distill.jobs.text_data import TextDataArguments, load_texts
 from hf_distill.jobs.text_models import TextModelArguments, check_models, number_of_teachers
 from hf_distill.jobs.tuning import TuningArguments, check_tuning, tune
@@ -174,6 +174,7 @@ def main() -> None:
     job = prepare_comparison(splits, data, models, args, say)
     job.tuned = tuned
     if recipe.cache_teacher:
+        rehearse_student(job, recipe.seeds[0])
         job.cache_teachers(len(recipe.seeds))
     job.run(recipe.seeds, recipe.baseline)
     leave_together()

@@ -44,6 +44,21 @@ def rehearse(splits: DatasetDict, data: TextDataArguments, models: TextModelArgu
         job.prepare(args.seed)
 
 
+def rehearse_student(job: TextComparison, seed: int) -> None:
+    """Build the student of named teachers, so that what does not fit is said before they are asked about every text.
+
+    Raises:
+        SystemExit: with the error that the student would have met after it.
+    """
+    if job.models.teacher_model_name_or_path is None:
+        return  # tried out before its teacher was trained
+    with short_errors(), _silence(), tempfile.TemporaryDirectory() as folder:
+        trial = copy.copy(job)
+        trial.args = copy.copy(job.args)
+        trial.args.output_dir = folder
+        trial.prepare(seed)
+
+
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """Keep back the warnings about models and data that are only tried out."""

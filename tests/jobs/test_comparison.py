@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from transformers import BertConfig, BertForSequenceClassification
 
 from hf_distill import DistillationTrainingArguments
 from hf_distill.jobs import comparison_report
 from hf_distill.jobs.comparison import prepare_comparison
 from hf_distill.jobs.comparison_report import teacher_logits
 from hf_distill.jobs.own_teacher import new_tokenizer
-from hf_distill.jobs.rehearsal import rehearse
+from hf_distill.jobs.rehearsal import rehearse, rehearse_student
 from hf_distill.jobs.text_data import TextDataArguments
 from hf_distill.jobs.text_models import TextModelArguments, new_bert
 from tests.tiny import perturbed
@@ -121,6 +122,34 @@ def test_a_rehearsal_that_goes_well_is_silent_and_leaves_nothing(
     assert capsys.readouterr().err.replace("hf_distill trains on 1 process (cpu)\n", "") == ""
     assert not recwarn.list
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("classes", "fits"), [(2, True), (5, False)])
+def test_the_student_of_a_named_teacher_is_tried_out_before_it_is_asked_about_every_text(
+    tmp_path: Path, splits: DatasetDict, capsys: Any, classes: int, fits: bool
+) -> None:
+    tokenizer = new_tokenizer(TextModelArguments(**TINY), splits)
+    teacher, student = new_bert(1, 16, splits, tokenizer, 64), new_bert(1, 8, splits, tokenizer, 64)
+    if not fits:
+        names = {number: f"class {number}" for number in range(classes)}
+        config = BertConfig(**{**student.config.to_diff_dict(), "id2label": names, "label2id": None})
+        student = BertForSequenceClassification(config)
+    for name, model in (("teacher", teacher), ("student", student)):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    models = TextModelArguments(
+        teacher_model_name_or_path=[str(tmp_path / "teacher")],
+        student_model_name_or_path=str(tmp_path / "student"),
+    )
+    job = prepare_comparison(splits, DATA, models, arguments(tmp_path / "out"), lambda line: None)
+    capsys.readouterr()
+    if fits:
+        rehearse_student(job, 0)
+        assert not (tmp_path / "out").exists()
+    else:
+        with pytest.raises(SystemExit):
+            rehearse_student(job, 0)
+        assert "expected a model for the data's 2 classes" in capsys.readouterr().err
 
 
 def test_how_a_named_teacher_is_loaded_is_as_the_flags_say(tmp_path: Path, splits: DatasetDict) -> None:
