@@ -47,9 +47,11 @@ from benchmarks.results_file import ResultsFile
 from hf_distill import DistillationTrainer, DistillationTrainingArguments, TeacherCache
 from hf_distill.cache.formats import FullLogits, SampledLogits, SignalFormat, TopKLogits
 from hf_distill.jobs.command_line import has_accelerator
-from hf_distill.jobs.own_teacher import WordDropout, summed_loss, train_tokenizer
-from hf_distill.jobs.text_data import TextDataArguments, encode, load_texts
-from hf_distill.jobs.text_models import new_bert
+from hf_distill.tasks.bert_models import new_bert
+from hf_distill.tasks.text_classification import summed_loss
+from hf_distill.tasks.text_data import TextDataArguments, encode, load_texts
+from hf_distill.tasks.word_dropout import WordDropout
+from hf_distill.tasks.wordpiece import train_tokenizer
 
 DATA = Path("../shared/data")
 TEMPERATURE = 4.0
@@ -144,7 +146,7 @@ def shakespeare(options: Any) -> Task:
         )  # fmt: skip
 
     set_seed(0)
-    epochs, of_student = (1, 1) if options.tiny else (5, 3)
+    epochs, of_student = (1, 1) if options.tiny else (5, 2)
     teacher = trained(
         "shakespeare", gpt2(3, 32 if options.tiny else 192), rows["train"], default_data_collator, options.folder,
         learning_rate=1e-3, num_train_epochs=epochs,

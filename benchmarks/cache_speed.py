@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from hf_distill import DistillationTrainer, DistillationTrainingArguments, TeacherCache
-from hf_distill.jobs.own_teacher import train_tokenizer
+from hf_distill.tasks.wordpiece import train_tokenizer
 
 BATCH = 32
 

@@ -40,7 +40,7 @@ from transformers import (
 
 from benchmarks.results_file import ResultsFile
 from hf_distill import DistillationTrainer, DistillationTrainingArguments, student_from_teacher
-from hf_distill.jobs.own_teacher import train_tokenizer
+from hf_distill.tasks.wordpiece import train_tokenizer
 
 PER_CLASS = (5, 10, 20, 100)
 MAX_LENGTH = 32

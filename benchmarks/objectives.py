@@ -33,9 +33,9 @@ from benchmarks.results_file import ResultsFile
 from hf_distill import DistillationTrainer, DistillationTrainingArguments, student_from_teacher
 from hf_distill.corpora import docstring_corpus
 from hf_distill.jobs.command_line import bf16_is_fast
-from hf_distill.jobs.text_data import encode
-from hf_distill.jobs.text_models import new_bert
 from hf_distill.objectives import objective_classes
+from hf_distill.tasks.bert_models import new_bert
+from hf_distill.tasks.text_data import encode
 
 # A regression head has no accuracy on this task: python recipes/learn_function.py shows that objective.
 LEFT_OUT = ("regression",)

@@ -38,9 +38,10 @@ from benchmarks.augmentation import AUGMENTATIONS, augmented
 from hf_distill import DistillationTrainer, DistillationTrainingArguments, TeacherCache
 from hf_distill.evaluation.metrics import classification_metrics
 from hf_distill.jobs.command_line import bf16_is_fast, has_accelerator
-from hf_distill.jobs.own_teacher import WordDropout, train_tokenizer
-from hf_distill.jobs.text_data import TextDataArguments, encode, load_texts, with_unlabelled
-from hf_distill.jobs.text_models import new_bert
+from hf_distill.tasks.bert_models import new_bert
+from hf_distill.tasks.text_data import TextDataArguments, encode, load_texts, with_unlabelled
+from hf_distill.tasks.word_dropout import WordDropout
+from hf_distill.tasks.wordpiece import train_tokenizer
 
 LENGTH, BATCH, VOCABULARY = 32, 32, 8000
 # A student of Banking77 alone (seed 0) had 51 % of the validation texts right after 8 epochs at 1e-3, 33 % at 2e-3, and

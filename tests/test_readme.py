@@ -11,8 +11,8 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 import hf_distill.corpora
-from hf_distill.jobs.own_teacher import train_tokenizer
-from hf_distill.jobs.text_models import new_bert
+from hf_distill.tasks.bert_models import new_bert
+from hf_distill.tasks.wordpiece import train_tokenizer
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 

@@ -11,7 +11,7 @@ from hf_distill.cache.command_line import format_of
 from hf_distill.cache.errors import CacheError
 from hf_distill.cache.formats import FORMATS
 from hf_distill.cache.making import capture
-from hf_distill.jobs.text_data import TextDataArguments, encode, load_texts
+from hf_distill.tasks.text_data import TextDataArguments, encode, load_texts
 
 
 @dataclass

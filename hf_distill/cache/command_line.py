@@ -15,7 +15,7 @@ from hf_distill.cache.errors import CacheError
 from hf_distill.cache.formats import FORMATS, FullLogits, SampledLogits, SignalFormat, TopKLogits
 from hf_distill.cache.upkeep import inspect, merge, repair, verify
 from hf_distill.jobs.command_line import fail, has_accelerator, parse, short_errors
-from hf_distill.jobs.text_data import TextDataArguments
+from hf_distill.tasks.text_data import TextDataArguments
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,46 +45,39 @@ def total_cost(costs: Sequence[ModelCost]) -> ModelCost:
 
 
 def measure_cost(
-    model: PreTrainedModel, folder: str | Path, lengths: Sequence[int], repeats: int = 5
+    model: PreTrainedModel, folder: str | Path, inputs: Sequence[Mapping[str, torch.Tensor]], repeats: int = 5
 ) -> ModelCost:
     """Measure a model whose weights were saved to `folder`.
 
-    The latency is that of `forward` on random tokens, one example at a time, without padding and without the
-    tokenizer: the mean over the lengths, in the median of the repeats, after a warm-up over all the lengths.
-        It holds
-    for the device, precision and number of threads that the model is on now.
+    The latency is that of `forward`, one example at a time, without what makes its input: the mean over the inputs,
+    in the median of the repeats, after a warm-up over all of them. It holds for the device, precision and number of
+    threads that the model is on now.
 
     Args:
-        model: a model that takes `input_ids` and `attention_mask`; its training mode is restored.
+        model: its training mode is restored.
         folder: where `save_pretrained` wrote it.
-        lengths: numbers of tokens of typical examples; each at least 1.
-        repeats: passes over the lengths, at least 1.
+        inputs: arguments of its `forward`, one typical example each.
+        repeats: passes over the inputs, at least 1.
 
     Raises:
         FileNotFoundError: if `folder` has no weight files.
-        ValueError: for no lengths or no repeats.
+        ValueError: for no inputs or no repeats.
     """
-    if not lengths or repeats < 1:
-        raise ValueError(f"expected lengths and repeats; received {len(lengths)} lengths, {repeats} repeats.")
+    if not inputs or repeats < 1:
+        raise ValueError(f"expected inputs and repeats; received {len(inputs)} inputs, {repeats} repeats.")
     files = [path for pattern in _WEIGHT_FILES for path in Path(folder).glob(pattern)]
     if not files:
         raise FileNotFoundError(f"{folder}: expected weight files of a saved model; found none.")
     return ModelCost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         size_on_disk_bytes=sum(path.stat().st_size for path in files),
-        latency_ms=_latency_ms(model, lengths, repeats),
+        latency_ms=_latency_ms(model, inputs, repeats),
     )
 
 
 @torch.inference_mode()
-def _latency_ms(model: PreTrainedModel, lengths: Sequence[int], repeats: int) -> float:
-    generator = torch.Generator().manual_seed(0)
-    vocabulary_size: int = model.config.get_text_config().vocab_size
-    examples = [torch.randint(vocabulary_size, (1, length), generator=generator) for length in lengths]
-    batches = [
-        {"input_ids": ids.to(model.device), "attention_mask": torch.ones_like(ids, device=model.device)}
-        for ids in examples
-    ]
+def _latency_ms(model: PreTrainedModel, inputs: Sequence[Mapping[str, torch.Tensor]], repeats: int) -> float:
+    batches = [{name: value.to(model.device) for name, value in one.items()} for one in inputs]
     was_training = model.training
     model.eval()
     seconds = []
@@ -98,4 +91,4 @@ def _latency_ms(model: PreTrainedModel, lengths: Sequence[int], repeats: int) ->
             seconds.append(time.perf_counter() - started)
     finally:
         model.train(was_training)
-    return 1000 * statistics.median(seconds[1:]) / len(lengths)
+    return 1000 * statistics.median(seconds[1:]) / len(inputs)

@@ -8,9 +8,11 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import f1_score, matthews_corrcoef
 from transformers import EvalPrediction
+
+from hf_distill.evaluation.measures import Column, Measure, compute_metrics, ratio
 
 UNLABELLED = -100
 CALIBRATION_BINS = 15
@@ -97,10 +99,70 @@ def expected_calibration_error(
     return float(np.abs(gaps).sum() / sure.size)
 
 
-def classification_metrics() -> Callable[[EvalPrediction], dict[str, float]]:
-    """The `compute_metrics` of a Trainer for heads with one label per row.
+class ClassificationMeasure(Measure):
+    """Accuracy, macro F1, Matthews correlation and calibration of heads with one label per example.
 
-    Rows with the label -100 (unlabelled) are left out; without any labelled row the result is empty.
+    Examples with the label -100 (unlabelled) are left out; without any labelled example there are no metrics.
+
+    Example:
+        >>> logits, labels = np.log([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]), np.array([0, 1, 1])
+        >>> measure = ClassificationMeasure()
+        >>> round(float(measure.value(measure.statistics(logits, labels).sum(0))), 3)
+        0.667
+    """
+
+    headline = "accuracy"
+    columns = (
+        Column("accuracy", "accuracy"),
+        Column("macro_f1", "macro F1"),
+        Column("matthews", "Matthews"),
+        Column("calibration_error", "calibration error"),
+    )
+
+    def __init__(self) -> None:
+        # In memory: every rank measures, and files of the same name would have them wait for each other.
+        self._classes = evaluate.combine(
+            [metric(keep_in_memory=True) for metric in (Accuracy, MacroF1, Matthews)]
+        )
+        self._calibration = CalibrationError(keep_in_memory=True)
+
+    def preprocess(self, logits: Any, labels: Any) -> Any:
+        """Keep the logits, of which calibration needs all; of several outputs the first."""
+        return logits[0] if isinstance(logits, tuple) else logits
+
+    def metrics(self, predictions: Any, labels: Any) -> dict[str, float]:
+        """Return the four metrics of logits ``(rows, classes)`` and labels ``(rows,)``."""
+        labels = np.asarray(labels)
+        kept = labels != UNLABELLED
+        logits, labels = _first(predictions).astype(np.float64)[kept], labels[kept]
+        if len(labels) == 0:
+            return {}
+        predicted = logits.argmax(axis=-1)
+        # The largest probability is 1 / sum of exp(logit - largest logit).
+        confidences = 1.0 / np.exp(logits - logits.max(axis=-1, keepdims=True)).sum(axis=-1)
+        results = self._classes.compute(predictions=predicted, references=labels)
+        right = (predicted == labels).astype(int)
+        results |= self._calibration.compute(predictions=confidences, references=right)
+        return {name: float(value) for name, value in results.items()}
+
+    def statistics(self, predictions: Any, labels: Any) -> NDArray[np.float64]:
+        """Return right and counted, 0 or 1, for each row."""
+        labels = np.asarray(labels)
+        counted = labels != UNLABELLED
+        right = (_first(predictions).argmax(axis=-1) == labels) & counted
+        return np.stack([right, counted], axis=-1).astype(np.float64)
+
+    def value(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return accuracy from right and counted."""
+        return ratio(sums)
+
+
+def _first(predictions: Any) -> NDArray[Any]:
+    return np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
+
+
+def classification_metrics() -> Callable[[EvalPrediction], dict[str, float]]:
+    """The `compute_metrics` of a Trainer for heads with one label per row: :class:`ClassificationMeasure`.
 
     Returns:
         A function from logits `(rows, classes)` and labels `(rows,)` to `accuracy`, `macro_f1`, `matthews`
@@ -113,24 +175,4 @@ def classification_metrics() -> Callable[[EvalPrediction], dict[str, float]]:
         >>> {name: round(value, 3) for name, value in results.items()}
         {'accuracy': 0.667, 'macro_f1': 0.667, 'matthews': 0.5, 'calibration_error': 0.3}
     """
-    # In memory: every rank measures, and files of the same name would have them wait for each other.
-    classes = evaluate.combine([metric(keep_in_memory=True) for metric in (Accuracy, MacroF1, Matthews)])
-    calibration = CalibrationError(keep_in_memory=True)
-
-    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        logits: Any = prediction.predictions
-        if isinstance(logits, tuple):
-            logits = logits[0]
-        labels = np.asarray(prediction.label_ids)
-        kept = labels != UNLABELLED
-        logits, labels = np.asarray(logits, dtype=np.float64)[kept], labels[kept]
-        if len(labels) == 0:
-            return {}
-        predicted = logits.argmax(axis=-1)
-        # The largest probability is 1 / sum of exp(logit - largest logit).
-        confidences = 1.0 / np.exp(logits - logits.max(axis=-1, keepdims=True)).sum(axis=-1)
-        results = classes.compute(predictions=predicted, references=labels)
-        results |= calibration.compute(predictions=confidences, references=(predicted == labels).astype(int))
-        return {name: float(value) for name, value in results.items()}
-
-    return compute_metrics
+    return compute_metrics(ClassificationMeasure())

@@ -10,51 +10,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 from datasets import DatasetDict
-from transformers import (
-    AutoModelForSequenceClassification,
-    DataCollatorWithPadding,
-    set_seed,
-)
+from transformers import set_seed
 from transformers.trainer_utils import PredictionOutput
 
 from hf_distill.cache.source import default_folder, source_of
 from hf_distill.cache.teacher_cache import TeacherCache
-from hf_distill.evaluation.metrics import classification_metrics
+from hf_distill.evaluation.measures import Measure, compute_metrics
 from hf_distill.jobs.caching import uncached_because
 from hf_distill.jobs.command_line import resuming, short_errors
-from hf_distill.jobs.comparison_report import ComparisonReport
+from hf_distill.jobs.comparison_report import ComparisonReport, shown
 from hf_distill.jobs.own_teacher import kept_teachers
-from hf_distill.jobs.text_data import TextDataArguments, encode, with_unlabelled
-from hf_distill.jobs.text_models import (
-    TextModelArguments,
-    make_student,
-    tokenizers_of,
-)
+from hf_distill.tasks.task import Task, processors_of
 from hf_distill.teachers.online import OnlineTeacher, load_trained_model, loading_options
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.whole_checkpoints import last_whole_checkpoint, settings_of
 
 
-def prepare_comparison(
-    splits: DatasetDict,
-    data: TextDataArguments,
-    models: TextModelArguments,
-    args: Any,
-    say: Callable[[str], None],
-) -> TextComparison:
+def prepare_comparison(task: Task, splits: DatasetDict, args: Any, say: Callable[[str], None]) -> Comparison:
     """Load the teachers, trained first where none is named, and return the comparison with them."""
-    folders, revision = models.teacher_model_name_or_path, args.teacher_revision
+    folders, revision = task.models.teacher_model_name_or_path, args.teacher_revision
     with short_errors():
         options = loading_options(revision, args.teacher_dtype, args.teacher_attn_implementation)
     if folders is None:
-        folders = kept_teachers(models, splits, args, data.max_seq_length, say)
+        folders = kept_teachers(task, splits, args, say)
     with short_errors():
-        teachers = [load_trained_model(one, AutoModelForSequenceClassification, **options) for one in folders]
-        tokenizer, own = tokenizers_of(models, folders, revision)
-    return TextComparison(splits, teachers, folders, tokenizer, own, data, models, args, say)
+        teachers = [load_trained_model(one, task.auto_class, **options) for one in folders]
+        processor, own = processors_of(task, folders, revision)
+    return Comparison(task, splits, teachers, folders, processor, own, args, say)
 
 
 def _check_same_loss(checkpoint: str | None, trainer: DistillationTrainer) -> None:
@@ -69,29 +53,28 @@ def _check_same_loss(checkpoint: str | None, trainer: DistillationTrainer) -> No
 
 
 @dataclass
-class TextComparison:
+class Comparison:
     """One task with its teacher, on which students are trained and compared.
 
     Args:
-        splits: from :func:`hf_distill.jobs.text_data.load_texts`.
+        task: what is compared on, with the recipe's arguments.
+        splits: its raw examples.
         teachers: the teacher's model, or those of an ensemble.
         teacher_folders: where they came from.
-        tokenizer: the student's tokenizer.
-        teacher_tokenizers: each teacher's own where it differs, else None.
-        data, models: the recipe's arguments.
+        processor: makes the student's input: a tokenizer, say.
+        teacher_processors: each teacher's own where it differs, else None.
         args: distillation arguments; folders and seeds are set for each run.
         say: tells the user what is being done.
         tuned: what :func:`hf_distill.jobs.tuning.tune` chose before, for the results.
         caches: the teachers' answers on disk, from :meth:`cache_teachers`; None to ask the models.
     """
 
+    task: Task
     splits: DatasetDict
     teachers: list[Any]
     teacher_folders: list[str]
-    tokenizer: Any
-    teacher_tokenizers: list[Any]
-    data: TextDataArguments
-    models: TextModelArguments
+    processor: Any
+    teacher_processors: list[Any]
     args: Any
     say: Callable[[str], None]
     tuned: dict[str, Any] | None = None
@@ -99,55 +82,62 @@ class TextComparison:
 
     def __post_init__(self) -> None:
         """Encode the splits once for all runs."""
-        keep = any(tokenizer is not None for tokenizer in self.teacher_tokenizers)
-        wanted = ["train", self.data.report_on, *(["unlabeled"] if "unlabeled" in self.splits else [])]
+        keep = any(processor is not None for processor in self.teacher_processors)
+        wanted = ["train", self.report_on, *(["unlabeled"] if "unlabeled" in self.splits else [])]
         self.encoded = {
-            name: encode(self.splits[name], self.tokenizer, self.data.max_seq_length, keep) for name in wanted
+            name: self.task.encode(self.splits[name], self.processor, keep, training=name != self.report_on)
+            for name in wanted
         }
+        reported = self.encoded[self.report_on]
+        self.measure: Measure = self.task.measure(self.splits[self.report_on], reported, self.processor)
+
+    @property
+    def report_on(self) -> str:
+        """The split that models are measured on."""
+        return str(self.task.data.report_on)
 
     def run(self, seeds: list[int], baseline: bool) -> dict[str, Any]:
         """Train every seed, print the table, write the results, and return them."""
-        predictions: dict[str, list[numpy.ndarray]] = {"alone": [], "distilled": []}
+        measured: dict[str, list[PredictionOutput]] = {"alone": [], "distilled": []}
         firsts: dict[str, Any] = {}
         for seed in seeds:
             for kind in ("alone", "distilled") if baseline else ("distilled",):
                 with short_errors():  # what does not fit together is found here, before any student trains
                     trainer = self._trainer(seed, kind, publish=kind == "distilled" and seed == seeds[0])
-                measured = self._train(trainer, seed, kind)
-                predictions[kind].append(numpy.asarray(measured.predictions))
+                measured[kind].append(self._train(trainer, seed, kind))
                 firsts.setdefault(kind, trainer)
-        return ComparisonReport(self, predictions, firsts, seeds).publish()
+        return ComparisonReport(self, measured, firsts, seeds).publish()
 
     def cache_teachers(self, seeds: int) -> None:
-        """Ask each teacher about every text once; a run with the same teacher and texts finds the answers there.
+        """Ask each teacher about every example once; a run with the same teacher and examples finds the answers there.
 
         Where answers can't be kept, or it does not pay, it is said why, and the models stay the teachers.
 
         Args:
             seeds: how many students will be distilled.
         """
-        texts = sum(len(self.encoded[name]) for name in ("train", "unlabeled") if name in self.encoded)
-        reason = uncached_because(self.args, self.teachers, self._encoders(), texts, seeds)
+        examples = sum(len(self.encoded[name]) for name in ("train", "unlabeled") if name in self.encoded)
+        encoders = [own or self.processor for own in self.teacher_processors]
+        reason = self.task.uncached_because
+        reason = reason or uncached_because(self.args, self.teachers, encoders, examples, seeds)
         if reason is not None:
             self.say(f"Teacher: its answers are not kept, since {reason}")
             return
-        tokenizers = zip(self.teachers, self.teacher_tokenizers, strict=True)
-        self.caches = [self._cached(teacher, own) for teacher, own in tokenizers]
-
-    def _encoders(self) -> list[Any]:
-        return [own or self.tokenizer for own in self.teacher_tokenizers]
+        with_own = zip(self.teachers, self.teacher_processors, strict=True)
+        self.caches = [self._cached(teacher, own) for teacher, own in with_own]
 
     def _cached(self, teacher: Any, own: Any) -> TeacherCache:
-        tokenizer = own or self.tokenizer
-        # What reads the text in its own way is captured from the text, as it is asked in training.
-        texts = ["text", "text_pair"]
+        processor = own or self.processor
+        # What reads the raw input in its own way is captured from that, as it is asked in training.
         rows = {
             name: encoded
             if own is None
-            else encoded.select_columns([column for column in texts if column in encoded.column_names])
+            else encoded.select_columns(
+                [column for column in self.task.raw_columns if column in encoded.column_names]
+            )
             for name, encoded in self.encoded.items()
         }
-        settings = {"processing_class": tokenizer, "bf16": bool(self.args.bf16)}
+        settings = {"processing_class": processor, "bf16": bool(self.args.bf16)}
         device = self.args.device
         online = OnlineTeacher(
             teacher,
@@ -156,7 +146,7 @@ class TextComparison:
         folder = default_folder(self.args.output_dir, source_of(online.to(device), **settings))
         with short_errors():
             cache: TeacherCache = TeacherCache.capture(
-                online, rows, folder, data_collator=DataCollatorWithPadding(tokenizer), device=device,
+                online, rows, folder, data_collator=self.task.collator(processor), device=device,
                 batch_size=self.args.per_device_eval_batch_size, say=self.say, **settings,
             )  # fmt: skip
         return cache
@@ -186,27 +176,28 @@ class TextComparison:
         args = self._arguments(seed, kind, publish)
         teachers: list[Any] = self.teachers if self.caches is None else [*self.caches]
         set_seed(seed)  # both students of a seed start from the same weights
-        student = make_student(
-            self.models, self.teachers[0], self.splits, self.tokenizer, self.data.max_seq_length
-        )
+        student = self.task.make_student(self.teachers[0], self.splits, self.processor)
         train = self.encoded["train"]
         if "unlabeled" in self.encoded:
             rows = len(train) + len(self.encoded["unlabeled"])
             if kind == "distilled":
-                train = with_unlabelled(train, self.encoded["unlabeled"])
-            elif args.max_steps <= 0:  # the same number of steps, on the texts that it can learn from
+                train = self.task.with_unlabelled(train, self.encoded["unlabeled"])
+            elif args.max_steps <= 0:  # the same number of steps, on the examples that it can learn from
                 args.num_train_epochs *= rows / len(train)
-        return DistillationTrainer(
+        trainer: DistillationTrainer = self.task.trainer_class(
             student,
             teachers,
             args,
-            data_collator=DataCollatorWithPadding(self.tokenizer),
+            data_collator=self.task.collator(self.processor),
             train_dataset=train,
-            eval_dataset=self.encoded[self.data.report_on],
-            processing_class=self.tokenizer,
-            compute_metrics=classification_metrics(),
-            teacher_processing_class=self.teacher_tokenizers,
+            eval_dataset=self.encoded[self.report_on],
+            processing_class=self.processor,
+            compute_metrics=compute_metrics(self.measure),
+            preprocess_logits_for_metrics=self.measure.preprocess,
+            teacher_processing_class=self.teacher_processors,
         )
+        self.task.prepare(trainer)
+        return trainer
 
     def _train(self, trainer: DistillationTrainer, seed: int, kind: str) -> PredictionOutput:
         """Train a student, save it, and return what it predicts for the texts reported on and how good that is."""
@@ -224,16 +215,9 @@ class TextComparison:
         # Trainer groups by length in evaluation too, at random: from here on rows keep their order, in which the
         # predictions of all models are compared.
         trainer.args.train_sampling_strategy = "sequential"
-        measured = trainer.predict(self.encoded[self.data.report_on], metric_key_prefix="eval")
+        measured = trainer.predict(self.encoded[self.report_on], metric_key_prefix="eval")
         metrics = measured.metrics or {}
         trainer.log(metrics)  # as evaluate() would, whose predictions are nowhere to be had
-        shown = {
-            name: metrics[f"eval_{name}"]
-            for name in ("accuracy", "agreement", "teacher_accuracy", "retention_accuracy")
-            if f"eval_{name}" in metrics
-        }
-        self.say(
-            f"Student {kind}, seed {seed}: " + ", ".join(f"{k} {100 * v:.2f} %" for k, v in shown.items())
-        )
+        self.say(f"Student {kind}, seed {seed}: {shown(metrics, self.measure)}")
         trainer.save_model()
         return measured

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from hf_distill.jobs.text_data import TextDataArguments
-from hf_distill.jobs.text_models import TextModelArguments, attention_heads
+from hf_distill.tasks.data_arguments import DataArguments
+from hf_distill.tasks.model_arguments import ModelArguments
 
 _COUNTS = (
     "max_train_samples",
@@ -24,21 +24,12 @@ _COUNTS = (
     "gradient_accumulation_steps",
 )
 _POSITIVE = ("teacher_epochs", "teacher_learning_rate", "learning_rate")
-_MEASURED = ("accuracy", "macro_f1", "matthews", "calibration_error")
-# What every evaluation has, of the student alone as well.
-_METRICS = (
-    *_MEASURED,
-    *(f"{of}_{name}" for of in ("teacher", "retention") for name in _MEASURED),
-    *("loss", "loss/label", "agreement", "mean_kl"),
-)
 _SHARES = ("teacher_dropout", "teacher_word_dropout")
 # [CLS], a word and [SEP]; the special tokens and a character.
 _LEAST = {"max_seq_length": 3, "vocabulary_size": 6}
 
 
-def check_ranges(
-    data: TextDataArguments, models: TextModelArguments, args: Any, seeds: Sequence[int]
-) -> None:
+def check_ranges(data: DataArguments, models: ModelArguments, args: Any, seeds: Sequence[int]) -> None:
     """Raise for a flag out of range.
 
     Args:
@@ -52,10 +43,10 @@ def check_ranges(
     Example:
         >>> from types import SimpleNamespace
         >>> args = SimpleNamespace(num_train_epochs=3.0, max_steps=-1)
-        >>> check_ranges(TextDataArguments(max_seq_length=0), TextModelArguments(), args, [0])
+        >>> check_ranges(DataArguments(max_train_samples=0), ModelArguments(), args, [0])
         Traceback (most recent call last):
             ...
-        ValueError: --max_seq_length: expected a whole number of at least 3, received 0.
+        ValueError: --max_train_samples: expected a whole number of at least 1, received 0.
     """
     given = {**vars(args), **vars(data), **vars(models)}
     for name, least in {**dict.fromkeys(_COUNTS, 1), **_LEAST}.items():
@@ -67,17 +58,10 @@ def check_ranges(
         value = given.get(name)
         if value is not None and not (math.isfinite(value) and value > 0):
             raise ValueError(f"--{name}: expected a number above 0, received {value}.")
-    for name in _SHARES:
+    for name in (share for share in _SHARES if share in given):
         if not 0 <= given[name] < 1:
             raise ValueError(
                 f"--{name}: expected a number of at least 0 and below 1, received {given[name]}."
-            )
-    for name in ("teacher_width", "student_width"):
-        heads = attention_heads(given[name])
-        if given[name] % heads:
-            raise ValueError(
-                f"--{name}: expected a multiple of {heads}, the number of attention heads at this width, received "
-                f"{given[name]}."
             )
     whole = all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds)
     if not seeds or not whole or len(set(seeds)) < len(seeds):
@@ -86,13 +70,14 @@ def check_ranges(
         )
 
 
-def check_best_metric(args: Any, objectives: Sequence[str], baseline: bool) -> None:
+def check_best_metric(args: Any, objectives: Sequence[str], baseline: bool, measured: Sequence[str]) -> None:
     """Raise where the best checkpoint is chosen by a metric that a student's evaluation will not have.
 
     Args:
         args: training arguments.
         objectives: the keys of the distilled student's objectives; the student alone has none.
         baseline: whether the student alone is trained too.
+        measured: the names of the task's own metrics.
 
     Raises:
         ValueError: naming the metrics there are.
@@ -100,21 +85,24 @@ def check_best_metric(args: Any, objectives: Sequence[str], baseline: bool) -> N
     Example:
         >>> from types import SimpleNamespace
         >>> args = SimpleNamespace(eval_strategy="epoch", metric_for_best_model="eval_loss/forward_kl")
-        >>> check_best_metric(args, ["forward_kl"], baseline=False)
-        >>> check_best_metric(args, ["forward_kl"], baseline=True)
+        >>> check_best_metric(args, ["forward_kl"], baseline=False, measured=["f1"])
+        >>> check_best_metric(args, ["forward_kl"], baseline=True, measured=["f1"])
         Traceback (most recent call last):
             ...
         ValueError: --metric_for_best_model: expected a metric that the student alone has too, received ...
     """
     best = str(args.metric_for_best_model).removeprefix("eval_")
-    if args.metric_for_best_model is None or args.eval_strategy == "no" or best in _METRICS:
+    # What every evaluation has, of the student alone as well.
+    against_teacher = [f"{of}_{name}" for of in ("teacher", "retention") for name in measured]
+    metrics = [*measured, *against_teacher, "loss", "loss/label", "agreement", "mean_kl"]
+    if args.metric_for_best_model is None or args.eval_strategy == "no" or best in metrics:
         return
     of_distilled = [f"loss/{key}" for key in objectives]
     if best not in of_distilled:
-        known = ", ".join([*_METRICS, *([] if baseline else of_distilled)])
+        known = ", ".join([*metrics, *([] if baseline else of_distilled)])
         raise ValueError(f"--metric_for_best_model: expected one of {known}; received {best!r}.")
     if baseline:
         raise ValueError(
             f"--metric_for_best_model: expected a metric that the student alone has too, received {best!r}. Take "
-            "mean_kl, agreement, accuracy or loss/label, or leave the student alone out with --no_baseline."
+            f"mean_kl, agreement, {measured[0]} or loss/label, or leave the student alone out with --no_baseline."
         )

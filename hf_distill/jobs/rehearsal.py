@@ -13,19 +13,18 @@ from datasets import DatasetDict, are_progress_bars_disabled, disable_progress_b
 from transformers.utils import logging
 
 from hf_distill.jobs.command_line import short_errors
-from hf_distill.jobs.comparison import TextComparison
-from hf_distill.jobs.named_models import load_tokenizer
-from hf_distill.jobs.own_teacher import new_tokenizer
-from hf_distill.jobs.text_data import TextDataArguments
-from hf_distill.jobs.text_models import TextModelArguments, new_bert, number_of_teachers
+from hf_distill.jobs.comparison import Comparison
+from hf_distill.tasks.model_arguments import number_of_teachers
+from hf_distill.tasks.task import Task
 
 
-def rehearse(splits: DatasetDict, data: TextDataArguments, models: TextModelArguments, args: Any) -> None:
-    """Build all that a student needs on a few texts, so that what does not fit is said before a teacher is trained.
+def rehearse(task: Task, splits: DatasetDict, args: Any) -> None:
+    """Build all that a student needs on a few examples, so that what does not fit is said before a teacher is trained.
 
     Raises:
         SystemExit: with the error that the student of a trained teacher would have met.
     """
+    models = task.models
     if models.teacher_model_name_or_path is not None:
         return  # the real thing comes as soon
     few = DatasetDict({name: rows.select(range(min(len(rows), 8))) for name, rows in splits.items()})
@@ -33,24 +32,25 @@ def rehearse(splits: DatasetDict, data: TextDataArguments, models: TextModelArgu
     with short_errors(), _silence(), tempfile.TemporaryDirectory() as folder:
         args = copy.copy(args)
         args.output_dir = folder
-        own = new_tokenizer(models, few)
-        sizes = models.teacher_layers, models.teacher_width
+        own = task.new_processor(few)
         count = number_of_teachers(models)
-        teachers = [new_bert(*sizes, few, own, data.max_seq_length) for _ in range(count)]
+        teachers = [
+            task.new_model(models.teacher_layers, models.teacher_width, few, own) for _ in range(count)
+        ]
         named = models.student_model_name_or_path
-        tokenizer = own if named is None else load_tokenizer(named)
+        processor = own if named is None else task.load_processor(named)
         owned = [None if named is None else own] * count
-        job = TextComparison(few, teachers, [], tokenizer, owned, data, models, args, lambda line: None)
+        job = Comparison(task, few, teachers, [], processor, owned, args, lambda line: None)
         job.prepare(args.seed)
 
 
-def rehearse_student(job: TextComparison, seed: int) -> None:
+def rehearse_student(job: Comparison, seed: int) -> None:
     """Build the student of named teachers, so that what does not fit is said before they are asked about every text.
 
     Raises:
         SystemExit: with the error that the student would have met after it.
     """
-    if job.models.teacher_model_name_or_path is None:
+    if job.task.models.teacher_model_name_or_path is None:
         return  # tried out before its teacher was trained
     with short_errors(), _silence(), tempfile.TemporaryDirectory() as folder:
         trial = copy.copy(job)

@@ -20,10 +20,8 @@ from accelerate.utils import broadcast_object_list
 from datasets import DatasetDict
 
 from hf_distill.jobs.command_line import short_errors
-from hf_distill.jobs.comparison import TextComparison, prepare_comparison
+from hf_distill.jobs.comparison import Comparison, prepare_comparison
 from hf_distill.jobs.own_teacher import first_on_main, kept_teachers
-from hf_distill.jobs.text_data import TextDataArguments, tuning_splits
-from hf_distill.jobs.text_models import TextModelArguments, last_epoch
 from hf_distill.jobs.tuning_study import (
     Choice,
     Trial,
@@ -34,6 +32,9 @@ from hf_distill.jobs.tuning_study import (
     write_json,
 )
 from hf_distill.loss_plan import DEFAULT_ALPHA, DEFAULT_TEMPERATURE
+from hf_distill.tasks.model_arguments import last_epoch
+from hf_distill.tasks.task import Task
+from hf_distill.tasks.text_data import tuning_splits
 
 RESULTS_FILE = "tuning_results.json"
 # Arguments that no student's weights depend on: a search goes on under others.
@@ -108,14 +109,13 @@ def check_tuning(tuning: TuningArguments, args: Any) -> None:
 
 def tune(
     tuning: TuningArguments,
+    task: Task,
     splits: DatasetDict,
-    data: TextDataArguments,
-    models: TextModelArguments,
     args: Any,
     seed: int,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Search, set what was chosen in ``args`` and ``models``, and return what the results say of it.
+    """Search, set what was chosen in ``args`` and ``task.models``, and return what the results say of it.
 
     Each trial trains one distilled student with the reported run's budget and its first seed. The teacher is
     trained once, and kept as it was at the end of each epoch. Finished trials are kept in
@@ -127,13 +127,14 @@ def tune(
 
     Args:
         tuning: bounds of the search, which :func:`check_tuning` has passed.
-        splits: from :func:`hf_distill.jobs.text_data.load_texts`.
-        data, models, args: the recipe's arguments.
+        task: texts of one class each, with the recipe's arguments.
+        splits: from :func:`hf_distill.tasks.text_data.load_texts`.
+        args: the recipe's training arguments.
         seed: of the students.
         say: tells the user what is being done.
     """
     with short_errors(), first_on_main(PartialState()):
-        texts, held_out = tuning_splits(splits, data.report_on)
+        texts, held_out = tuning_splits(splits, task.data.report_on)
     count = f"{len(texts['validation']):,}"
     say(
         f"Tuning on {count} texts held out of the training texts, since the validation texts are those reported on; "
@@ -141,11 +142,12 @@ def tune(
         if held_out
         else f"Tuning on {count} validation texts, none of which is reported on"
     )
-    search = Search(tuning, texts, replace(data, report_on="validation"), models, args, seed, say)
+    on_validation = replace(task, data=replace(task.data, report_on="validation"))
+    search = Search(tuning, on_validation, texts, args, seed, say)
     trials = search.run()
     best = best_trial(trials)
     args.alpha, args.temperature = best.choice.alpha, best.choice.temperature
-    models.teacher_stop_epoch = best.choice.teacher_stop_epoch
+    task.models.teacher_stop_epoch = best.choice.teacher_stop_epoch
     say(
         f"Tuned: {best.choice.flags} ({100 * best.accuracy:.2f} %, the settings given {100 * trials[0].accuracy:.2f} "
         "%). With these flags the reported run is the same without --tune.\n"
@@ -170,9 +172,8 @@ class Search:
     """One search: the arguments of :func:`tune`, with the texts to choose on as ``validation``."""
 
     tuning: TuningArguments
+    task: Task
     texts: DatasetDict
-    data: TextDataArguments
-    models: TextModelArguments
     args: Any
     seed: int
     say: Callable[[str], None]
@@ -204,12 +205,12 @@ class Search:
         """Return the settings given, and the teacher's epochs, which are trained here if it has any to choose."""
         alpha = DEFAULT_ALPHA if self.args.alpha is None else float(self.args.alpha)
         temperature = DEFAULT_TEMPERATURE if self.args.temperature is None else float(self.args.temperature)
-        if self.models.teacher_model_name_or_path is not None:
+        if self.task.models.teacher_model_name_or_path is not None:
             self.say("Tuning: a teacher given by name has no stopping point to choose")
             return Choice(alpha, temperature), None
-        whole = replace(self.models, teacher_stop_epoch=None)
-        kept_teachers(whole, self.texts, self.args, self.data.max_seq_length, self.say, every_epoch=True)
-        return Choice(alpha, temperature, last_epoch(self.models)), last_epoch(whole)
+        whole = replace(self.task.models, teacher_stop_epoch=None)
+        kept_teachers(replace(self.task, models=whole), self.texts, self.args, self.say, every_epoch=True)
+        return Choice(alpha, temperature, last_epoch(self.task.models)), last_epoch(whole)
 
     def _has_time(self, trials: list[Trial]) -> bool:
         """Whether another trial of mean length ends in time; the first runs anyway, to have a best one."""
@@ -226,9 +227,9 @@ class Search:
         measured = metrics["eval_accuracy"], metrics["eval_loss/label"]
         return _from_main(Trial(choice, *measured, time.perf_counter() - began))
 
-    def _job(self, stop_epoch: int | None) -> TextComparison:
-        models = replace(self.models, teacher_stop_epoch=stop_epoch)
-        return prepare_comparison(self.texts, self.data, models, self.args, lambda line: None)
+    def _job(self, stop_epoch: int | None) -> Comparison:
+        models = replace(self.task.models, teacher_stop_epoch=stop_epoch)
+        return prepare_comparison(replace(self.task, models=models), self.texts, self.args, lambda line: None)
 
     def _arguments(self, choice: Choice, folder: Path) -> Any:
         args = copy.deepcopy(self.args)
@@ -254,11 +255,11 @@ class Search:
             if name not in _NO_EFFECT and not name.startswith(_NO_EFFECT_PREFIXES)
         }
         described = {
-            "models": asdict(self.models),
+            "models": asdict(self.task.models),
             "arguments": arguments,
             "processes": self.args.world_size,
             "seeds": [self.seed, self.tuning.tune_seed],
-            "length": self.data.max_seq_length,
+            **self.task.encoding,
         }
         digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
         for name, rows in sorted(job.encoded.items()):

@@ -267,7 +267,7 @@ def test_bad_settings_are_refused(tmp_path: Path, options: dict[str, Any], messa
 
 
 def test_text_is_encoded_with_the_teachers_tokenizer(tmp_path: Path) -> None:
-    from hf_distill.jobs.own_teacher import train_tokenizer
+    from hf_distill.tasks.wordpiece import train_tokenizer
 
     texts = ["one short text", "another text that is somewhat longer", "one"]
     tokenizer = train_tokenizer(texts, 50)

@@ -170,7 +170,7 @@ def test_a_wrong_command_is_a_line(words: list[str], message: str, capsys: Any) 
 
 def texts_and_teacher(folder: Path) -> None:
     """Write train.csv and a teacher with its tokenizer."""
-    from hf_distill.jobs.own_teacher import train_tokenizer
+    from hf_distill.tasks.wordpiece import train_tokenizer
 
     texts = [f"text number {number} about {'cats' if number % 2 else 'dogs'}" for number in range(12)]
     table = "\n".join(["text,label", *(f"{text},{text[-4:]}" for text in texts)])

@@ -13,18 +13,21 @@ from transformers import BertConfig, BertForSequenceClassification
 from hf_distill import DistillationTrainingArguments
 from hf_distill.jobs import comparison_report
 from hf_distill.jobs.comparison import prepare_comparison
-from hf_distill.jobs.comparison_report import teacher_logits
-from hf_distill.jobs.own_teacher import new_tokenizer
 from hf_distill.jobs.rehearsal import rehearse, rehearse_student
-from hf_distill.jobs.text_data import TextDataArguments
-from hf_distill.jobs.text_models import TextModelArguments, new_bert
+from hf_distill.tasks.bert_models import TextModelArguments, new_bert
+from hf_distill.tasks.teacher_answers import answers_by_logits
+from hf_distill.tasks.text_classification import TextClassification
+from hf_distill.tasks.text_data import TextDataArguments
 from tests.tiny import perturbed
 
 TINY = {
     "vocabulary_size": 40, "teacher_layers": 1, "teacher_width": 16, "teacher_epochs": 1, "student_layers": 1,
     "student_width": 8,
 }  # fmt: skip
-DATA = TextDataArguments(report_on="validation")
+
+
+def task_of(models: TextModelArguments) -> TextClassification:
+    return TextClassification(TextDataArguments(report_on="validation"), models)
 
 
 @pytest.fixture
@@ -61,7 +64,7 @@ def test_models_are_timed_as_a_user_loads_them(
 
     monkeypatch.setattr(comparison_report, "measure_cost", spy)
     models = TextModelArguments(**TINY)
-    job = prepare_comparison(splits, DATA, models, arguments(tmp_path, bf16=True), lambda line: None)
+    job = prepare_comparison(task_of(models), splits, arguments(tmp_path, bf16=True), lambda line: None)
     results = job.run([0], baseline=True)
     assert {"teacher", "student_alone", "student_distilled"} <= set(results)
     assert len(timed) == 3
@@ -79,7 +82,7 @@ def test_what_does_not_fit_is_said_before_a_teacher_is_trained(
 ) -> None:
     args = arguments(tmp_path, objectives=[{"name": objective}])
     with pytest.raises(SystemExit):
-        rehearse(splits, DATA, TextModelArguments(**TINY), args)
+        rehearse(task_of(TextModelArguments(**TINY)), splits, args)
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("*teacher*"))
 
@@ -88,7 +91,7 @@ def test_what_does_not_fit_is_said_before_a_teacher_is_trained(
 def test_a_student_cut_out_of_a_teacher_with_another_order_of_labels(
     tmp_path: Path, splits: DatasetDict
 ) -> None:
-    tokenizer = new_tokenizer(TextModelArguments(**TINY), splits)
+    tokenizer = task_of(TextModelArguments(**TINY)).new_processor(splits)
     teacher = perturbed(new_bert(2, 16, splits, tokenizer, 64)).eval()
     teacher.config.id2label, teacher.config.label2id = {0: "dog", 1: "cat"}, {"dog": 0, "cat": 1}
     for part in (teacher, tokenizer):
@@ -96,7 +99,7 @@ def test_a_student_cut_out_of_a_teacher_with_another_order_of_labels(
     models = TextModelArguments(
         teacher_model_name_or_path=[str(tmp_path / "teacher")], student_num_hidden_layers=2
     )
-    job = prepare_comparison(splits, DATA, models, arguments(tmp_path), lambda line: None)
+    job = prepare_comparison(task_of(models), splits, arguments(tmp_path), lambda line: None)
     trainer = job._trainer(0, "distilled", publish=False)
     batch = tokenizer(splits["validation"]["text"][:], padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -105,7 +108,7 @@ def test_a_student_cut_out_of_a_teacher_with_another_order_of_labels(
             "all layers: it is the teacher"
         )
     # The teacher's row of the table.
-    assert torch.allclose(torch.tensor(teacher_logits(trainer, 1)[0]), expected, atol=1e-6)
+    assert torch.allclose(torch.tensor(answers_by_logits(trainer, 1)[0].predictions), expected, atol=1e-6)
     assert trainer.model.config.id2label == {0: "cat", 1: "dog"}
 
 
@@ -114,9 +117,8 @@ def test_a_rehearsal_that_goes_well_is_silent_and_leaves_nothing(
 ) -> None:
     models = TextModelArguments(**TINY, teachers_from_seeds=2)
     rehearse(
+        task_of(models),
         splits,
-        DATA,
-        models,
         arguments(tmp_path, objectives=[{"name": "hidden_states", "teacher": 1}]),
     )
     assert capsys.readouterr().err.replace("hf_distill trains on 1 process (cpu)\n", "") == ""
@@ -128,7 +130,7 @@ def test_a_rehearsal_that_goes_well_is_silent_and_leaves_nothing(
 def test_the_student_of_a_named_teacher_is_tried_out_before_it_is_asked_about_every_text(
     tmp_path: Path, splits: DatasetDict, capsys: Any, classes: int, fits: bool
 ) -> None:
-    tokenizer = new_tokenizer(TextModelArguments(**TINY), splits)
+    tokenizer = task_of(TextModelArguments(**TINY)).new_processor(splits)
     teacher, student = new_bert(1, 16, splits, tokenizer, 64), new_bert(1, 8, splits, tokenizer, 64)
     if not fits:
         names = {number: f"class {number}" for number in range(classes)}
@@ -141,7 +143,7 @@ def test_the_student_of_a_named_teacher_is_tried_out_before_it_is_asked_about_ev
         teacher_model_name_or_path=[str(tmp_path / "teacher")],
         student_model_name_or_path=str(tmp_path / "student"),
     )
-    job = prepare_comparison(splits, DATA, models, arguments(tmp_path / "out"), lambda line: None)
+    job = prepare_comparison(task_of(models), splits, arguments(tmp_path / "out"), lambda line: None)
     capsys.readouterr()
     if fits:
         rehearse_student(job, 0)
@@ -154,17 +156,17 @@ def test_the_student_of_a_named_teacher_is_tried_out_before_it_is_asked_about_ev
 
 def test_how_a_named_teacher_is_loaded_is_as_the_flags_say(tmp_path: Path, splits: DatasetDict) -> None:
     models = TextModelArguments(**TINY)
-    tokenizer = new_tokenizer(models, splits)
+    tokenizer = task_of(models).new_processor(splits)
     new_bert(1, 16, splits, tokenizer, 64).save_pretrained(tmp_path / "teacher")
     tokenizer.save_pretrained(tmp_path / "teacher")
     models.teacher_model_name_or_path = [str(tmp_path / "teacher")]
     args = arguments(tmp_path / "out", teacher_dtype="bfloat16", teacher_attn_implementation="eager")
-    (teacher,) = prepare_comparison(splits, DATA, models, args, print).teachers
+    (teacher,) = prepare_comparison(task_of(models), splits, args, print).teachers
     assert teacher.dtype == torch.bfloat16
     assert teacher.config._attn_implementation == "eager"
     args.teacher_dtype = "float33"
     with pytest.raises(SystemExit):
-        prepare_comparison(splits, DATA, models, args, print)
+        prepare_comparison(task_of(models), splits, args, print)
 
 
 @pytest.mark.filterwarnings(
@@ -178,7 +180,7 @@ def test_a_checkpoint_of_another_loss_is_not_resumed_from(
 
     def run(alpha: float) -> None:
         args = arguments(tmp_path, alpha=alpha, **saved)
-        prepare_comparison(splits, DATA, models, args, lambda line: None).run([0], baseline=False)
+        prepare_comparison(task_of(models), splits, args, lambda line: None).run([0], baseline=False)
 
     run(0.2)
     run(0.2)  # goes on

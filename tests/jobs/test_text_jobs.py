@@ -15,9 +15,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_distill import DistillationTrainingArguments
 from hf_distill.corpora.files import DataError
-from hf_distill.jobs.own_teacher import WordDropout, kept_teacher, kept_teachers, train_tokenizer
-from hf_distill.jobs.text_data import TextDataArguments, encode, load_texts, with_unlabelled
-from hf_distill.jobs.text_models import TextModelArguments, make_student, tokenizers_of
+from hf_distill.jobs.own_teacher import kept_teacher, kept_teachers
+from hf_distill.tasks.bert_models import TextModelArguments, check_widths
+from hf_distill.tasks.task import processors_of
+from hf_distill.tasks.text_classification import TextClassification
+from hf_distill.tasks.text_data import TextDataArguments, encode, load_texts, with_unlabelled
+from hf_distill.tasks.word_dropout import WordDropout
+from hf_distill.tasks.wordpiece import train_tokenizer
 
 
 @pytest.fixture
@@ -35,6 +39,10 @@ def models() -> TextModelArguments:
     )
 
 
+def task_of(models: TextModelArguments) -> TextClassification:
+    return TextClassification(TextDataArguments(max_seq_length=8), models)
+
+
 @pytest.fixture
 def args(tmp_path: Path) -> DistillationTrainingArguments:
     return DistillationTrainingArguments(str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=True)
@@ -50,7 +58,7 @@ def test_pairs_get_token_types_and_pads_have_id_0() -> None:
 
 def test_the_same_texts_give_the_same_tokenizer_in_every_process() -> None:
     code = (
-        "from hf_distill.jobs.own_teacher import train_tokenizer\n"
+        "from hf_distill.tasks.wordpiece import train_tokenizer\n"
         "texts = [f'wort{i % 7}x{i} abc{chr(97 + i % 26)}{i}é' for i in range(300)]\n"
         "print(train_tokenizer(texts, 200).backend_tokenizer.to_str())"
     )
@@ -106,18 +114,18 @@ def test_a_teacher_is_trained_once_per_task(
     splits: DatasetDict, models: TextModelArguments, args: Any
 ) -> None:
     said: list[str] = []
-    first = kept_teacher(models, splits, args, 8, said.append)
+    first = kept_teacher(task_of(models), splits, args, said.append)
     before = (first / "model.safetensors").stat().st_mtime_ns
-    assert kept_teacher(models, splits, args, 8, said.append) == first
+    assert kept_teacher(task_of(models), splits, args, said.append) == first
     assert (first / "model.safetensors").stat().st_mtime_ns == before
     assert "kept from an earlier run" in said[-1]
     assert AutoModelForSequenceClassification.from_pretrained(first).config.id2label == {0: "cat", 1: "dog"}
     assert AutoTokenizer.from_pretrained(first)("meow")["input_ids"]
     models.teacher_width = 32
-    assert kept_teacher(models, splits, args, 8, said.append) != first
+    assert kept_teacher(task_of(models), splits, args, said.append) != first
     models.teacher_width = 16
     fewer = DatasetDict({"train": splits["train"].select(range(8))})
-    assert kept_teacher(models, fewer, args, 8, said.append) != first
+    assert kept_teacher(task_of(models), fewer, args, said.append) != first
     assert not [path for path in first.parent.iterdir() if path.name.startswith("_")]
 
 
@@ -126,14 +134,14 @@ def test_an_ensemble_is_trained_seed_by_seed_and_kept(
 ) -> None:
     said: list[str] = []
     models.teachers_from_seeds = 2
-    folders = kept_teachers(models, splits, args, 8, said.append)
+    folders = kept_teachers(task_of(models), splits, args, said.append)
     assert len(set(folders)) == 2
     first, second = (AutoModelForSequenceClassification.from_pretrained(folder) for folder in folders)
     assert not torch.equal(first.classifier.weight, second.classifier.weight)
     models.teachers_from_seeds = 1
-    assert kept_teachers(models, splits, args, 8, said.append) == folders[:1]
+    assert kept_teachers(task_of(models), splits, args, said.append) == folders[:1]
     assert "kept from an earlier run" in said[-1]
-    tokenizer, own = tokenizers_of(models, folders)
+    tokenizer, own = processors_of(task_of(models), folders)
     assert own == [None, None], "the same texts, the same tokenizer"
     assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(folders[1]).get_vocab()
 
@@ -141,13 +149,13 @@ def test_an_ensemble_is_trained_seed_by_seed_and_kept(
 def test_a_student_is_cut_from_the_teacher_or_new(
     splits: DatasetDict, models: TextModelArguments, args: Any
 ) -> None:
-    folder = kept_teacher(models, splits, args, 8, lambda line: None)
+    folder = kept_teacher(task_of(models), splits, args, lambda line: None)
     teacher = AutoModelForSequenceClassification.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    new = make_student(models, teacher, splits, tokenizer, 8)
+    new = task_of(models).make_student(teacher, splits, tokenizer)
     assert new.config.hidden_size == 8
     models.student_num_hidden_layers = 1
-    cut = make_student(models, teacher, splits, tokenizer, 8)
+    cut = task_of(models).make_student(teacher, splits, tokenizer)
     assert torch.equal(cut.classifier.weight, teacher.classifier.weight)
 
 
@@ -185,6 +193,19 @@ def test_a_tokenizer_that_reads_pairs_otherwise_is_the_teachers_own(tmp_path: Pa
     )
     tokenizer.save_pretrained(str(tmp_path / "other"))
     named = TextModelArguments(student_model_name_or_path=str(tmp_path / "student"))
-    _, own = tokenizers_of(named, [str(tmp_path / "same"), str(tmp_path / "other")])
+    _, own = processors_of(task_of(named), [str(tmp_path / "same"), str(tmp_path / "other")])
     assert own[0] is None
     assert own[1]("one", "three")["token_type_ids"] == [0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("student_width", 65, "a multiple of 2, the number of attention heads at this width, received 65"),
+        ("teacher_width", 250, "a multiple of 3"),
+    ],
+)
+def test_a_width_that_is_no_berts(name: str, value: int, message: str) -> None:
+    check_widths(TextModelArguments())
+    with pytest.raises(ValueError, match=f"^--{name}: expected {message}"):
+        check_widths(TextModelArguments(**{name: value}))

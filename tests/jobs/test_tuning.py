@@ -23,12 +23,14 @@ from transformers import AutoModelForSequenceClassification
 from hf_distill import DistillationTrainingArguments
 from hf_distill.corpora.files import DataError
 from hf_distill.jobs import tuning as tuning_module
-from hf_distill.jobs.comparison import TextComparison, prepare_comparison
+from hf_distill.jobs.comparison import Comparison, prepare_comparison
 from hf_distill.jobs.own_teacher import kept_teacher
-from hf_distill.jobs.text_data import TextDataArguments, tuning_splits
-from hf_distill.jobs.text_models import TextModelArguments, check_models
 from hf_distill.jobs.tuning import Search, TuningArguments, check_tuning, tune
 from hf_distill.jobs.tuning_study import Choice, Trial, best_trial, next_choice, read_trials
+from hf_distill.tasks.bert_models import TextModelArguments
+from hf_distill.tasks.model_arguments import check_models
+from hf_distill.tasks.text_classification import TextClassification
+from hf_distill.tasks.text_data import TextDataArguments, tuning_splits
 
 pytest.importorskip("optuna")
 
@@ -77,7 +79,8 @@ def args(tmp_path: Path) -> DistillationTrainingArguments:
     return arguments(tmp_path / "out")
 
 
-DATA = TextDataArguments(max_seq_length=8)
+def task_of(models: TextModelArguments) -> TextClassification:
+    return TextClassification(TextDataArguments(max_seq_length=8), models)
 
 
 def planted(monkeypatch: pytest.MonkeyPatch, best: Choice, killed_at: int | None = None) -> list[Choice]:
@@ -157,7 +160,7 @@ def test_it_climbs_a_planted_peak(
     peak = Choice(1.0, 2.0, 1)
     planted(monkeypatch, peak)
     said: list[str] = []
-    tuned = tune(TuningArguments(True, tune_trials=40), splits, DATA, models, args, 0, said.append)
+    tuned = tune(TuningArguments(True, tune_trials=40), task_of(models), splits, args, 0, said.append)
     assert tuned["teacher_stop_epoch"] == 1
     assert tuned["alpha"] >= 0.85
     assert abs(tuned["temperature"] - 2) < 1
@@ -188,7 +191,7 @@ def test_time_and_trials_are_bounds(
 
     def search(**bounds: Any) -> None:
         tuning, given = TuningArguments(True, **bounds), copy.deepcopy(args)
-        tune(tuning, splits, DATA, copy.deepcopy(models), given, 0, said.append)
+        tune(tuning, task_of(copy.deepcopy(models)), splits, given, 0, said.append)
 
     search(tune_minutes=3)
     assert len(asked) == 3, "each counts as a minute"
@@ -245,17 +248,17 @@ def test_one_training_keeps_each_epoch_as_a_stopped_one_would_be(
 ) -> None:
     said: list[str] = []
     kept, alone = arguments(tmp_path / "kept"), arguments(tmp_path / "alone")
-    whole = kept_teacher(models, splits, kept, 8, said.append, every_epoch=True)
+    whole = kept_teacher(task_of(models), splits, kept, said.append, every_epoch=True)
     trained = len([line for line in said if "training" in line])
     assert trained == 1
     folders = [
-        kept_teacher(replace(models, teacher_stop_epoch=epoch), splits, kept, 8, said.append)
+        kept_teacher(task_of(replace(models, teacher_stop_epoch=epoch)), splits, kept, said.append)
         for epoch in (1, 2, 3)
     ]
     assert all("kept from an earlier run" in line for line in said[1:])
     assert folders[2] == whole
     assert len(set(folders)) == 3
-    stopped = kept_teacher(replace(models, teacher_stop_epoch=2), splits, alone, 8, said.append)
+    stopped = kept_teacher(task_of(replace(models, teacher_stop_epoch=2)), splits, alone, said.append)
     assert "to epoch 2 of 3" in said[-1]
 
     def weights(folder: Path) -> torch.Tensor:
@@ -278,10 +281,10 @@ def test_a_named_teacher_has_none_and_is_told_apart_by_its_weights(
     monkeypatch: pytest.MonkeyPatch, splits: DatasetDict, models: Any, args: Any, tmp_path: Path
 ) -> None:
     asked, said = planted(monkeypatch, Choice(1.0, 2.0)), list[str]()
-    folder = kept_teacher(models, splits, args, 8, lambda line: None)
+    folder = kept_teacher(task_of(models), splits, args, lambda line: None)
     named = replace(models, teacher_model_name_or_path=[str(folder)])
     few = TuningArguments(True, tune_trials=2)
-    tuned = tune(few, splits, DATA, named, args, 0, said.append)
+    tuned = tune(few, task_of(named), splits, args, 0, said.append)
     assert tuned["teacher_stop_epoch"] is None
     assert any("has no stopping point to choose" in line for line in said)
     assert len(asked) == 2
@@ -289,7 +292,7 @@ def test_a_named_teacher_has_none_and_is_told_apart_by_its_weights(
     torch.nn.init.normal_(model.classifier.weight)
     model.save_pretrained(folder)
     args.alpha, args.temperature = 0.7, 4.0
-    tune(few, splits, DATA, named, args, 0, said.append)
+    tune(few, task_of(named), splits, args, 0, said.append)
     assert len(asked) == 4, "other weights under the same name are another search"
 
 
@@ -301,11 +304,11 @@ def test_a_trial_is_a_run_of_its_own_and_the_flags_give_the_reported_run(
 ) -> None:
     said: list[str] = []
     given = copy.deepcopy(models)
-    tuned = tune(TuningArguments(True, tune_trials=3), splits, DATA, models, args, 0, said.append)
+    tuned = tune(TuningArguments(True, tune_trials=3), task_of(models), splits, args, 0, said.append)
     trials = json.loads((Path(args.output_dir) / "tuning_results.json").read_text())["all_trials"]
     assert len({trial["cross_entropy"] for trial in trials}) == 3, "the choice reaches the student"
     assert [line for line in said if line.startswith("Trial ")][-1].startswith("Trial 3 of 3: --alpha ")
-    job = prepare_comparison(splits, DATA, models, args, said.append)
+    job = prepare_comparison(task_of(models), splits, args, said.append)
     assert "kept from an earlier run" in said[-1], "the reported run takes the teacher that was tuned"
     job.tuned = tuned
     results = job.run([0], baseline=False)
@@ -318,7 +321,7 @@ def test_a_trial_is_a_run_of_its_own_and_the_flags_give_the_reported_run(
     elsewhere = arguments(
         tmp_path / "by_hand", alpha=float(flags["--alpha"]), temperature=float(flags["--temperature"])
     )
-    again = prepare_comparison(splits, DATA, by_hand, elsewhere, said.append).run([0], baseline=False)
+    again = prepare_comparison(task_of(by_hand), splits, elsewhere, said.append).run([0], baseline=False)
     for name in ("accuracy", "calibration_error", "agreement"):
         assert again["student_distilled"][name] == results["student_distilled"][name]
     assert "tuned" not in again["settings"]
@@ -327,15 +330,15 @@ def test_a_trial_is_a_run_of_its_own_and_the_flags_give_the_reported_run(
 def test_no_reported_text_reaches_a_trial(
     monkeypatch: pytest.MonkeyPatch, splits: DatasetDict, models: Any, args: Any
 ) -> None:
-    seen: list[TextComparison] = []
-    score = TextComparison.score
+    seen: list[Comparison] = []
+    score = Comparison.score
 
-    def spied(self: TextComparison, seed: int) -> dict[str, float]:
+    def spied(self: Comparison, seed: int) -> dict[str, float]:
         seen.append(self)
         return score(self, seed)
 
-    monkeypatch.setattr(TextComparison, "score", spied)
-    tune(TuningArguments(True, tune_trials=1), splits, DATA, models, args, 0, lambda line: None)
+    monkeypatch.setattr(Comparison, "score", spied)
+    tune(TuningArguments(True, tune_trials=1), task_of(models), splits, args, 0, lambda line: None)
     (job,) = seen
     assert set(job.encoded) == {"train", "validation"}
     assert set(job.splits) == {"train", "validation"}
@@ -349,13 +352,13 @@ def test_a_search_that_was_killed_proposes_what_it_would_have(
 ) -> None:
     bounds, peak = TuningArguments(True, tune_trials=12), Choice(1.0, 2.0, 1)
     whole = planted(monkeypatch, peak)
-    tune(bounds, splits, DATA, copy.deepcopy(models), arguments(tmp_path / "whole"), 0, lambda line: None)
+    tune(bounds, task_of(copy.deepcopy(models)), splits, arguments(tmp_path / "whole"), 0, lambda line: None)
     args = arguments(tmp_path / "killed")
     first = planted(monkeypatch, peak, killed_at=7)
     with pytest.raises(KeyboardInterrupt):
-        tune(bounds, splits, DATA, copy.deepcopy(models), args, 0, lambda line: None)
+        tune(bounds, task_of(copy.deepcopy(models)), splits, args, 0, lambda line: None)
     second, said = planted(monkeypatch, peak), list[str]()
-    tune(bounds, splits, DATA, copy.deepcopy(models), args, 0, said.append)
+    tune(bounds, task_of(copy.deepcopy(models)), splits, args, 0, said.append)
     assert any("7 trials kept from an earlier run" in line for line in said)
     assert (len(first), len(second)) == (7, 5)
     assert first + second == whole
@@ -368,7 +371,7 @@ def run_search(folder: Path) -> None:
         vocabulary_size=60, teacher_layers=1, teacher_width=16, teacher_epochs=2, teacher_learning_rate=1e-2,
         student_layers=1, student_width=8,
     )  # fmt: skip
-    tune(TuningArguments(True, tune_trials=4), splits, DATA, models, arguments(folder), 0, print)
+    tune(TuningArguments(True, tune_trials=4), task_of(models), splits, arguments(folder), 0, print)
 
 
 @pytest.mark.slow

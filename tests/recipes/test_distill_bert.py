@@ -15,9 +15,8 @@ from typing import Any
 
 import pytest
 
-from hf_distill.jobs.text_data import TextDataArguments
-from hf_distill.jobs.text_models import TextModelArguments
-from hf_distill.jobs.tuning import TuningArguments
+from hf_distill.tasks.bert_models import TextModelArguments
+from hf_distill.tasks.text_data import TextDataArguments
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "distill_bert.py"
 WORDS = {
@@ -306,9 +305,7 @@ def test_quick_is_quick_with_every_file() -> None:
     recipe = runpy.run_path(str(RECIPE))
     settings = SimpleNamespace(learning_rate=0, alpha=None, temperature=None, objectives=None)
     data = TextDataArguments()
-    recipe["set_defaults"](
-        TextModelArguments(), data, recipe["RecipeArguments"](quick=True), TuningArguments(), settings
-    )
+    recipe["DEFAULTS"].fill_in(data, TextModelArguments(), settings, quick=True)
     assert data.max_train_samples == data.max_eval_samples == data.max_unlabeled_samples == 600
 
 

@@ -16,14 +16,17 @@ import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from hf_distill.jobs.command_line import parse
-from hf_distill.jobs.comparison import TextComparison
-from hf_distill.jobs.own_teacher import train_tokenizer
-from hf_distill.jobs.text_data import TextDataArguments
-from hf_distill.jobs.text_models import TextModelArguments, check_models, new_bert, number_of_teachers
+from hf_distill.jobs.comparison import Comparison
+from hf_distill.jobs.recipe_settings import RecipeArguments
 from hf_distill.jobs.tuning import TuningArguments
 from hf_distill.loss_plan import LossPlan, resolve_loss
 from hf_distill.schedules import highest, value_at
 from hf_distill.support import check_supported
+from hf_distill.tasks.bert_models import TextModelArguments, new_bert
+from hf_distill.tasks.model_arguments import check_models, number_of_teachers
+from hf_distill.tasks.text_classification import TextClassification
+from hf_distill.tasks.text_data import TextDataArguments
+from hf_distill.tasks.wordpiece import train_tokenizer
 from hf_distill.teachers.preparation import check_ensemble_arguments
 from tests.tiny import perturbed
 
@@ -64,10 +67,10 @@ def recipe() -> ModuleType:
 def settings_of(config: Path, folder: Path, *words: str) -> tuple[Any, ...]:
     """Return the recipe's arguments of data, models and training, as its main() makes them."""
     quiet = [word for name, value in QUIET.items() for word in (f"--{name}", str(value))]
-    kinds = [TextDataArguments, TextModelArguments, recipe().RecipeArguments, TuningArguments]
+    kinds = [TextDataArguments, TextModelArguments, RecipeArguments, TuningArguments]
     words = (str(config), "--output_dir", str(folder), *quiet, *words)
-    data, models, choices, tuning, args = parse([*kinds, recipe().TrainingSettings], words)
-    recipe().set_defaults(models, data, choices, tuning, args)
+    data, models, choices, _, args = parse([*kinds, recipe().TrainingSettings], words)
+    recipe().DEFAULTS.fill_in(data, models, args, choices.quick)
     return data, models, args
 
 
@@ -101,9 +104,9 @@ def trainer_of(config: Path, folder: Path, quick: bool = False) -> Any:
             teacher.classifier.bias -= teacher(**batch).logits.mean(0)  # no class is every text's
         labels = torch.stack([teacher(**batch).logits.softmax(-1) for teacher in teachers]).mean(0).argmax(-1)
     assert len(labels.unique()) > 1
-    job = TextComparison(
-        corpus(labels.tolist()), teachers, ["teacher"] * len(teachers), tokenizer, [None] * len(teachers),
-        data, models, args, print,
+    job = Comparison(
+        TextClassification(data, models), corpus(labels.tolist()), teachers, ["teacher"] * len(teachers), tokenizer,
+        [None] * len(teachers), args, print,
     )  # fmt: skip
     trainer = job._trainer(seed=0, kind="distilled", publish=False)
     for module in trainer.model.modules():

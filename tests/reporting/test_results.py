@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hf_distill.evaluation import ModelCost
+from hf_distill.evaluation.measures import Column, Measure
 from hf_distill.reporting.results import (
     ModelResults,
     paired_bootstrap,
@@ -64,6 +65,63 @@ def test_bootstrap_is_paired():
 def test_bootstrap_refuses(shapes):
     with pytest.raises(ValueError, match="one shape"):
         paired_bootstrap(np.ones(shapes[0]), np.ones(shapes[1]))
+
+
+class Perplexity(Measure):
+    """exp(sum of losses / count)."""
+
+    headline, lower_is_better = "perplexity", True
+    columns = (Column("perplexity", "perplexity", percent=False), Column("accuracy", "accuracy"))
+
+    preprocess = metrics = statistics = None
+
+    def value(self, sums):
+        return np.exp(sums[..., 0] / sums[..., 1])
+
+
+def test_bootstrap_of_a_metric_of_sums():
+    """Against a naive one that draws the texts themselves."""
+    generator = np.random.default_rng(3)
+    lengths = generator.integers(1, 9, size=20)
+    both = [
+        np.stack([np.stack([generator.random(20) * lengths, lengths], -1) for _ in range(2)])
+        for _ in range(2)
+    ]
+    result = paired_bootstrap(*both, resamples=300, measure=Perplexity())
+    of = [[np.exp(one[:, 0].sum() / one[:, 1].sum()) for one in student] for student in both]
+    assert result.mean == pytest.approx(np.mean(of[0]) - np.mean(of[1]))
+    again, drawn = np.random.default_rng(0), []
+    for _ in range(300):
+        texts = again.integers(20, size=20)
+        of = [
+            [np.exp(one[texts, 0].sum() / one[texts, 1].sum()) for one in student[again_seeds]]
+            for student, again_seeds in zip(both, [slice(None)] * 2, strict=True)
+        ]
+        seeds = again.integers(2, size=2)
+        drawn.append(np.mean([of[0][seed] - of[1][seed] for seed in seeds]))
+    assert result[1:] == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))
+
+
+def test_a_metric_of_which_less_is_better():
+    def model(*values):
+        return ModelResults([{"perplexity": value, "accuracy": 0.5} for value in values], COST, [0.9])
+
+    models = {"teacher": model(8.0), "student_alone": model(20.0), "student_distilled": model(10.0)}
+    settings = {"seeds": [0], "test_texts": 5, "counted": "blocks"}
+    teachers = [("first", model(9.0)), ("second", model(8.5))]
+    difference = paired_bootstrap(
+        np.array([[[2.0, 1.0]]]), np.array([[[3.0, 1.0]]]), 10, measure=Perplexity()
+    )
+    summary = summarise(models, settings, difference, teachers, Perplexity())
+    assert summary["retention"] == pytest.approx(0.8)
+    assert summary["best_teacher"]["name"] == "second"
+    assert summary["retention_best_teacher"] == pytest.approx(0.85)
+    table = results_table(summary)
+    assert "ms / block |" in table
+    assert "|     10.000 |" in table
+    assert "Distilled minus alone: -12.70 of perplexity, 95 % interval -12.70 to -12.70" in table
+    assert "(blocks resampled, less being better)" in table
+    assert "The teachers reach 9.000, 8.500; the distilled student has 85.0 %" in table
 
 
 def test_summary_by_hand():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from hf_distill.jobs.label_names import follow_label_names
+from hf_distill.tasks.label_names import follow_label_names
 from tests.tiny import classifier, perturbed
 
 NAMES = ["cat", "dog", "hen"]

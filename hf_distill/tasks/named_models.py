@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
-from hf_distill.jobs.label_names import follow_label_names
+from hf_distill.tasks.label_names import follow_label_names
 
 logger = logging.get_logger(__name__)
 
@@ -60,29 +60,34 @@ def _no_tokenizer(name: str, detail: str) -> str:
     )
 
 
-def load_student(name: str, names: Sequence[str]) -> Any:
+def load_student(name: str, names: Sequence[str] | None, auto_class: Any) -> Any:
     """Load a pretrained student with a head for the data's classes: its own, in the data's order, or a new one.
 
     Args:
         name: its Hub id or folder.
-        names: the classes, in the order of their numbers.
+        names: the classes, in the order of their numbers; None for a head without classes.
+        auto_class: the Auto class of its head.
 
     Raises:
         ValueError: weights that can't be read, or a head for another number of classes.
     """
     flag = "--student_model_name_or_path"
-    id2label = dict(enumerate(names))
-    label2id = {label: number for number, label in id2label.items()}
-    config = AutoConfig.from_pretrained(name, num_labels=len(names), id2label=id2label, label2id=label2id)
+    labels: dict[str, Any] = {}
+    if names is not None:
+        labels = {"num_labels": len(names), "id2label": dict(enumerate(names))}
+        labels["label2id"] = {label: number for number, label in enumerate(names)}
+    config = AutoConfig.from_pretrained(name, **labels)
     try:
-        student, loading = AutoModelForSequenceClassification.from_pretrained(
-            name, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+        student, loading = auto_class.from_pretrained(
+            name, config=config, ignore_mismatched_sizes=names is not None, output_loading_info=True
         )
     except SafetensorError as error:
         raise ValueError(
             f"{flag}: expected a saved model, received {name!r}, whose weights can't be read ({error}). Save or "
             "download it again."
         ) from error
+    if names is None:
+        return student
     if loading["mismatched_keys"]:
         key, received, expected = sorted(loading["mismatched_keys"])[0]
         raise ValueError(

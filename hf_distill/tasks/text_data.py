@@ -5,53 +5,34 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
+from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from hf_distill.corpora.docstrings import docstring_corpus
 from hf_distill.corpora.files import DataError, checked_splits, read_files
 from hf_distill.items import IGNORED
+from hf_distill.tasks.data_arguments import DataArguments, check_sources, complete, given_files, hub_splits
 
 
 @dataclass
-class TextDataArguments:
+class TextDataArguments(DataArguments):
     """Which texts to train and report on.
 
     Without any of them the built-in text is used: docstrings of the installed libraries, and the
     task of telling which library wrote one.
     """
 
-    train_file: str | None = field(
-        default=None,
-        metadata={"help": "Your training texts: CSV, JSON lines or Parquet. Default: built-in text"},
-    )
-    validation_file: str | None = field(
-        default=None, metadata={"help": "Your validation texts. Default: a tenth of the training file"}
-    )
-    test_file: str | None = field(
-        default=None, metadata={"help": "Texts to report on. Default: the validation texts"}
-    )
     unlabeled_file: str | None = field(
         default=None,
         metadata={"help": "Texts without labels, which the student learns from the teacher alone"},
     )
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "A data set of the Hub, in place of files"}
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration, e.g. sst2"})
     text_column: str = field(default="text", metadata={"help": "The column with the text"})
     text_pair_column: str | None = field(
         default=None, metadata={"help": "The column with a second text, if any"}
     )
     label_column: str = field(default="label", metadata={"help": "The column with the label"})
     max_seq_length: int = field(default=64, metadata={"help": "Texts are cut at this many tokens"})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on N texts only"})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Report on N texts only"})
     max_unlabeled_samples: int | None = field(
         default=None, metadata={"help": "Learn from N texts without labels only"}
-    )
-    report_on: str = field(
-        default="test",
-        metadata={"help": "The split to report on; tune on validation", "choices": ["test", "validation"]},
     )
 
 
@@ -63,32 +44,15 @@ def load_texts(data: TextDataArguments) -> DatasetDict:
     Raises:
         DataError: for settings that contradict each other, and for data that can't be used.
     """
-    if data.train_file and data.dataset_name:
-        raise DataError("expected --train_file or --dataset_name, received both. Drop one.")
-    for name in ("validation_file", "test_file", "unlabeled_file"):
-        if getattr(data, name) and not data.train_file:
-            raise DataError(f"expected --train_file beside --{name}, received none. Give both.")
+    check_sources(data, ("validation_file", "test_file", "unlabeled_file"))
     if data.train_file:
-        names = ("train", "validation", "test", "unlabeled")
-        files = {name: getattr(data, f"{name}_file") for name in names if getattr(data, f"{name}_file")}
+        files = given_files(data, ("train", "validation", "test", "unlabeled"))
         splits = read_files(files, data.text_column, data.text_pair_column, data.label_column)
     elif data.dataset_name:
         splits = _from_hub(data)
     else:
         splits = docstring_corpus()
-    if "validation" not in splits:
-        parts = splits["train"].train_test_split(0.1, seed=0)
-        splits["train"], splits["validation"] = parts["train"], parts["test"]
-    splits.setdefault("test", splits["validation"])
-    limits = {
-        "train": data.max_train_samples,
-        data.report_on: data.max_eval_samples,
-        "unlabeled": data.max_unlabeled_samples,
-    }
-    for name, limit in limits.items():
-        if limit is not None and name in splits:
-            splits[name] = splits[name].shuffle(seed=0).select(range(min(limit, len(splits[name]))))
-    return splits
+    return complete(splits, data, unlabeled=data.max_unlabeled_samples)
 
 
 def tuning_splits(splits: DatasetDict, report_on: str) -> tuple[DatasetDict, bool]:
@@ -137,15 +101,7 @@ def _texts(rows: Dataset) -> list[tuple[str, ...]]:
 
 def _from_hub(data: TextDataArguments) -> DatasetDict:
     """Load a data set by name; a test split whose labels are withheld (GLUE) is left out."""
-    try:
-        loaded: Any = load_dataset(data.dataset_name, data.dataset_config_name)
-    except Exception as error:  # datasets raises a dozen kinds for a wrong name; all mean the same here
-        raise DataError(f"--dataset_name {data.dataset_name}: {str(error).splitlines()[0]}") from error
-    found = {name: loaded[name] for name in ("train", "validation", "test") if name in loaded}
-    if "train" not in found:
-        raise DataError(
-            f"--dataset_name {data.dataset_name}: expected a split train, received {sorted(loaded)}."
-        )
+    found = hub_splits(data)
     test = found.get("test")
     if test is not None and (data.label_column not in test.column_names or -1 in test[data.label_column]):
         del found["test"]

@@ -1,0 +1,1 @@
+"""What the recipes are about: for each kind of head its data, its models, and how these are measured."""

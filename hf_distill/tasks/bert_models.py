@@ -1,0 +1,121 @@
+"""BERT-like models from random weights, for the recipes on text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import DatasetDict
+from transformers import BertConfig, BertForSequenceClassification
+
+from hf_distill.tasks.model_arguments import ModelArguments
+
+
+@dataclass
+class TextModelArguments(ModelArguments):
+    """Which teacher and student of texts; sizes are those of models trained from random weights."""
+
+    vocabulary_size: int = field(default=8000, metadata={"help": "Vocabulary of a tokenizer trained here"})
+    teacher_word_dropout: float = field(
+        default=0.5,
+        metadata={
+            "help": "Share of tokens left out of the texts of a teacher trained here, drawn anew each epoch"
+        },
+    )
+
+
+def label_names(splits: DatasetDict) -> list[str]:
+    """Return the names of the classes of whole examples, in the order of their numbers."""
+    return [str(name) for name in splits["train"].features["label"].names]
+
+
+def attention_heads(width: int) -> int:
+    """Return how many attention heads a model made here has: 64 wide each, two at least.
+
+    Example:
+        >>> attention_heads(512), attention_heads(16)
+        (8, 2)
+    """
+    return max(width // 64, 2)
+
+
+def initializer_range(width: int) -> float:
+    """Return the standard deviation of random weights for a width.
+
+    BERT's 0.02 is for a width of 768. Narrower layers take larger weights, by the square root, for outputs as large;
+    with 0.02 they hardly learn in their first hundreds of steps.
+
+    Example:
+        >>> initializer_range(768), initializer_range(192)
+        (0.02, 0.04)
+    """
+    return 0.02 * math.sqrt(768 / width)
+
+
+def bert_config(
+    layers: int,
+    width: int,
+    tokenizer: Any,
+    length: int,
+    dropout: float = 0.1,
+    names: Sequence[str] | None = None,
+) -> BertConfig:
+    """Return the configuration of a BERT of some size.
+
+    Args:
+        layers, width: its size.
+        tokenizer: gives vocabulary and padding.
+        length: most tokens that it can read.
+        dropout: of hidden states and attention, in [0, 1).
+        names: its classes, in the order of their numbers; None for a head without classes.
+    """
+    labels: dict[str, Any] = {}
+    if names is not None:
+        labels["id2label"] = dict(enumerate(names))
+        labels["label2id"] = {name: index for index, name in enumerate(names)}
+    return BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=attention_heads(width),
+        intermediate_size=4 * width,
+        max_position_embeddings=length,
+        initializer_range=initializer_range(width),
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        pad_token_id=tokenizer.pad_token_id,
+        **labels,
+    )
+
+
+def new_bert(
+    layers: int, width: int, splits: DatasetDict, tokenizer: Any, length: int, dropout: float = 0.1
+) -> Any:
+    """Return a BERT classifier of the data's classes with random weights, drawn from the global seed."""
+    return BertForSequenceClassification(
+        bert_config(layers, width, tokenizer, length, dropout, label_names(splits))
+    )
+
+
+def check_widths(models: ModelArguments) -> None:
+    """Raise for a width that does not divide into its attention heads.
+
+    Raises:
+        ValueError: naming the flag.
+
+    Example:
+        >>> check_widths(ModelArguments(student_width=129))
+        Traceback (most recent call last):
+            ...
+        ValueError: --student_width: expected a multiple of 2, the number of attention heads at this width, ...
+    """
+    for name in ("teacher_width", "student_width"):
+        width = getattr(models, name)
+        heads = attention_heads(width)
+        if width % heads:
+            raise ValueError(
+                f"--{name}: expected a multiple of {heads}, the number of attention heads at this width, received "
+                f"{width}."
+            )

@@ -1,0 +1,45 @@
+"""A collator that leaves words out, so that a classifier from random weights reads the others too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DataCollatorWithPadding
+
+
+@dataclass
+class WordDropout:
+    """Pads a batch, and leaves each token out with a probability, never a special one.
+
+    On few short texts a classifier from random weights learns single rare words by heart. Leaving some out makes it
+    read the others, and reading fewer takes less time.
+
+    Args:
+        tokenizer: gives padding and the special tokens.
+        rate: the probability, in [0, 1).
+
+    Source: Iyyer et al., "Deep Unordered Composition Rivals Syntactic Methods for Text
+    Classification", ACL 2015, section 3.2.
+
+    Example:
+        >>> tokenizer = train_tokenizer(["a small text", "another text"], 60)
+        >>> rows = [tokenizer("a small text"), tokenizer("text")]
+        >>> WordDropout(tokenizer, 0.0)(rows)["attention_mask"].sum(-1).tolist()
+        [5, 3]
+    """
+
+    tokenizer: Any
+    rate: float
+
+    def __call__(self, features: list[Any]) -> Any:
+        """Make a batch, with draws from PyTorch's global generator."""
+        return DataCollatorWithPadding(self.tokenizer)([self._shortened(dict(row)) for row in features])
+
+    def _shortened(self, row: dict[str, Any]) -> dict[str, Any]:
+        tokens = torch.as_tensor(row["input_ids"])
+        special = torch.isin(tokens, torch.tensor(self.tokenizer.all_special_ids))
+        kept = (special | (torch.rand(len(tokens)) >= self.rate)).nonzero().flatten().tolist()
+        per_token = [name for name in self.tokenizer.model_input_names if name in row]
+        return {**row, **{name: [row[name][place] for place in kept] for name in per_token}}
