@@ -325,4 +325,4 @@ class DistillationLossMixin(ExampleTermsMixin, FeatureTermsMixin):
         """Let caches write what their models were asked for."""
         for member in members_of(self.teacher):
             if isinstance(member, TeacherCache):
-                member.flush()
+                member.keep_added()

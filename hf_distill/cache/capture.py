@@ -16,7 +16,7 @@ from tqdm import tqdm
 from hf_distill.cache.errors import CacheError
 from hf_distill.cache.formats import SignalFormat
 from hf_distill.cache.index import write_index
-from hf_distill.cache.keys import KEY_BYTES, Question, questions
+from hf_distill.cache.keys import KEY_BYTES, Question
 from hf_distill.cache.manifest import MANIFEST_NAME, Manifest, ShardRecord, Source, file_hash
 from hf_distill.cache.plan import Examples, Plan
 from hf_distill.cache.shards import Shard, write_shard
@@ -112,7 +112,7 @@ class Capture:
     def _answers(self, places: slice) -> list[dict[str, numpy.ndarray]]:
         """Return the teacher's answers to one batch, as bytes."""
         batch = self.examples.batch(self.plan.indices[places])
-        asked = questions(batch, self.examples.columns)
+        asked = self.examples.questions(batch)
         for question, key in zip(asked, self.plan.keys[places], strict=True):
             if question.key != key:
                 raise CacheError(
@@ -137,9 +137,7 @@ def encoded_answers(
     """
     answer: Any = teacher(batch)
     logits = answer.logits if answer.logits.dim() > 1 else answer.logits.unsqueeze(-1)
-    length = max(
-        value.shape[1] for value in batch.values() if isinstance(value, torch.Tensor) and value.dim() > 1
-    )
+    length = positions_of(batch, source)
     by_position = [logits.shape[1]] if source.head["positions"] else []
     by_position += [answer.features.hidden_states[number].shape[1] for number in source.hidden_states]
     if any(found != length for found in by_position):
@@ -165,17 +163,29 @@ def encoded_answers(
         if source.hidden_states:
             states = [answer.features.hidden_states[n][question.row, place] for n in source.hidden_states]
             raw = torch.stack(states, 1).detach().to("cpu", torch.bfloat16).contiguous()
-            kept["hidden"] = raw.view(torch.uint8).numpy().reshape(len(raw), -1)
+            kept["hidden"] = raw.view(torch.uint8).numpy().reshape(len(raw), _width(source))
         found.append(kept)
     return found
+
+
+def positions_of(batch: Mapping[str, Any], source: Source) -> int:
+    """Return how many positions a batch is answered at: those of its text, or of its decoder."""
+    names: Any = batch
+    if "labels" in source.columns:
+        names = [name for name in ("decoder_input_ids", "labels") if batch.get(name) is not None][:1]
+    wide = [batch[name] for name in names]
+    return max(value.shape[1] for value in wide if isinstance(value, torch.Tensor) and value.dim() > 1)
+
+
+def _width(source: Source) -> int:
+    """Return the bytes that hidden states take at one position."""
+    return 0 if source.shape is None else len(source.hidden_states) * int(source.shape["width"]) * 2
 
 
 def bytes_of(source: Source, signals: SignalFormat, length: int) -> int:
     """Return how many bytes are kept of an example of some positions, its key and checksum included."""
     rows = length if source.head["positions"] else 1
-    hidden = 0
-    if source.shape is not None:
-        hidden = length * len(source.hidden_states) * int(source.shape["width"]) * 2
+    hidden = length * _width(source)
     fields = 2 if source.hidden_states else 1
     return rows * signals.row_bytes(source.classes) + hidden + KEY_BYTES + 4 + 8 * fields
 

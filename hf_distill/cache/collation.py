@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from hf_distill.cache.keys import columns_read
 from hf_distill.cache.teacher_cache import TeacherCache
-from hf_distill.columns import TEACHER_PREFIX, columns_for
+from hf_distill.columns import TEACHER_PREFIX
 from hf_distill.teachers.ensemble import TeacherEnsemble
 
 # Rows of each data set that are looked up when a trainer is made.
@@ -35,7 +36,7 @@ class CachedAnswersCollator:
         """Make a batch."""
         batch = self.collator(features)
         for cache, prefix in self.caches:
-            read = columns_for(batch, cache.columns, prefix)
+            read = columns_read(batch, cache.columns, prefix)
             for name, values in cache.looked_up(read).items():
                 batch[prefix + name] = values
         return batch

@@ -3,67 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy
 import torch
 
-from hf_distill.cache.id_packing import ID_BITS, bits_for, pack_ids, packed_bytes, unpack_ids
+from hf_distill.cache.id_packing import pack_ids, packed_bytes, unpack_ids
+from hf_distill.cache.signal_format import (
+    DTYPES,
+    SignalFormat,
+    apart,
+    bytes_of_floats,
+    check_bits,
+    check_count,
+    check_dtype,
+    fitting_bits,
+    floats_of_bytes,
+    reordered,
+)
 from hf_distill.objectives.base import at_least_float32, check_temperature
 from hf_distill.teachers.signals import DenseSignals, TeacherSignals
 from hf_distill.teachers.sparse import SampledSignals, SparseSignals
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class SignalFormat(ABC):
-    """One way to keep logits: a frozen dataclass whose fields are in the manifest.
-
-    Attributes:
-        name: in the manifest and on the command line.
-        provides: what its signals give; objectives say which of those they take.
-        parts: the names of the tensors that :meth:`decode` returns.
-    """
-
-    name: ClassVar[str]
-    provides: ClassVar[frozenset[str]]
-    parts: ClassVar[tuple[str, ...]]
-
-    @abstractmethod
-    def row_bytes(self, classes: int) -> int:
-        """Return the bytes of one row of logits."""
-
-    @abstractmethod
-    def encode(self, logits: torch.Tensor, key: bytes) -> numpy.ndarray:
-        """Return ``(rows, classes)`` logits of one example as ``(rows, bytes)``.
-
-        Args:
-            logits: of the example with this key.
-            key: seeds what is random, so that a second capture draws the same.
-        """
-
-    @abstractmethod
-    def decode(self, raw: numpy.ndarray, classes: int) -> dict[str, torch.Tensor]:
-        """Return ``(rows, bytes)`` as tensors with a row for each."""
-
-    @abstractmethod
-    def signals(
-        self, parts: Mapping[str, torch.Tensor], classes: int, order: torch.Tensor | None
-    ) -> TeacherSignals:
-        """Return the signals of decoded tensors.
-
-        Args:
-            parts: from :meth:`decode`, with any leading dimensions.
-            classes: how many there are.
-            order: the teacher's index of each of the student's classes, or None where they agree.
-        """
-
-    def describe(self) -> dict[str, Any]:
-        """Return name and settings as plain values."""
-        return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]
+# The share of draws that rounding may move.
+_MOVED_DRAWS = 0.2
 
 
 @dataclass(frozen=True)
@@ -89,19 +54,19 @@ class FullLogits(SignalFormat):
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        _check_dtype(self.dtype)
+        check_dtype(self.dtype)
 
     def row_bytes(self, classes: int) -> int:
         """Return the bytes of one row of logits."""
-        return classes * _DTYPES[self.dtype].itemsize
+        return classes * DTYPES[self.dtype].itemsize
 
     def encode(self, logits: torch.Tensor, key: bytes) -> numpy.ndarray:
         """Return logits as bytes."""
-        return _bytes_of(logits, self.dtype)
+        return bytes_of_floats(logits, self.dtype)
 
     def decode(self, raw: numpy.ndarray, classes: int) -> dict[str, torch.Tensor]:
         """Return the logits."""
-        return {"logits": _floats_of(raw, self.dtype)}
+        return {"logits": floats_of_bytes(raw, self.dtype)}
 
     def signals(
         self, parts: Mapping[str, torch.Tensor], classes: int, order: torch.Tensor | None
@@ -109,6 +74,10 @@ class FullLogits(SignalFormat):
         """Return dense signals."""
         logits = parts["logits"]
         return DenseSignals(logits if order is None else logits.index_select(-1, order))
+
+    def differs(self, raw: numpy.ndarray, logits: torch.Tensor, key: bytes, tolerance: float) -> bool:
+        """Compare all logits."""
+        return apart(self.decode(raw, logits.shape[-1])["logits"], logits, tolerance)
 
 
 @dataclass(frozen=True)
@@ -144,9 +113,9 @@ class TopKLogits(SignalFormat):
 
     def __post_init__(self) -> None:
         """Check the settings, and put the temperatures in order."""
-        _check_count("k", self.k)
-        _check_dtype(self.dtype)
-        _check_bits(self.id_bits)
+        check_count("k", self.k)
+        check_dtype(self.dtype)
+        check_bits(self.id_bits)
         for temperature in self.temperatures:
             check_temperature(temperature, "cache: temperatures")
         ordered = tuple(sorted({1.0, *map(float, self.temperatures)}))
@@ -157,13 +126,13 @@ class TopKLogits(SignalFormat):
         return min(self.k, classes)
 
     def _bits(self, classes: int) -> int:
-        return _fitting_bits(self.id_bits, classes)
+        return fitting_bits(self.id_bits, classes)
 
     def row_bytes(self, classes: int) -> int:
         """Return the bytes of one row: ids, logits, and a float32 for each temperature."""
         kept = self.kept(classes)
         ids = packed_bytes(kept, self._bits(classes))
-        return ids + kept * _DTYPES[self.dtype].itemsize + 4 * len(self.temperatures)
+        return ids + kept * DTYPES[self.dtype].itemsize + 4 * len(self.temperatures)
 
     def encode(self, logits: torch.Tensor, key: bytes) -> numpy.ndarray:
         """Return the largest logits and the others' log-sum-exps as bytes."""
@@ -174,8 +143,8 @@ class TopKLogits(SignalFormat):
         rest = [torch.logsumexp(others / temperature, -1) for temperature in self.temperatures]
         parts = [
             pack_ids(ids.cpu().numpy(), self._bits(classes)),
-            _bytes_of(values, self.dtype),
-            _bytes_of(torch.stack(rest, -1), "float32"),
+            bytes_of_floats(values, self.dtype),
+            bytes_of_floats(torch.stack(rest, -1), "float32"),
         ]
         return numpy.concatenate(parts, axis=-1)
 
@@ -183,19 +152,28 @@ class TopKLogits(SignalFormat):
         """Return ids, logits and the others' log-sum-exps."""
         kept, bits = self.kept(classes), self._bits(classes)
         first = packed_bytes(kept, bits)
-        second = first + kept * _DTYPES[self.dtype].itemsize
+        second = first + kept * DTYPES[self.dtype].itemsize
         return {
             "ids": torch.from_numpy(unpack_ids(raw[:, :first], bits, kept)),
-            "kept_logits": _floats_of(raw[:, first:second], self.dtype),
-            "rest": _floats_of(raw[:, second:], "float32"),
+            "kept_logits": floats_of_bytes(raw[:, first:second], self.dtype),
+            "rest": floats_of_bytes(raw[:, second:], "float32"),
         }
 
     def signals(
         self, parts: Mapping[str, torch.Tensor], classes: int, order: torch.Tensor | None
     ) -> TeacherSignals:
         """Return signals over the kept classes and the ghost bucket."""
-        ids = _reordered(parts["ids"], order)
+        ids = reordered(parts["ids"], order)
         return SparseSignals(ids, parts["kept_logits"], parts["rest"], tuple(self.temperatures), classes)
+
+    def differs(self, raw: numpy.ndarray, logits: torch.Tensor, key: bytes, tolerance: float) -> bool:
+        """Compare the logits of the kept classes, and the others' log-sum-exps."""
+        parts = self.decode(raw, logits.shape[-1])
+        logits = at_least_float32(logits)
+        others = logits.scatter(-1, parts["ids"], -torch.inf)
+        rest = [torch.logsumexp(others / temperature, -1) for temperature in self.temperatures]
+        now = torch.cat([logits.gather(-1, parts["ids"]), torch.stack(rest, -1)], -1)
+        return apart(torch.cat([parts["kept_logits"].float(), parts["rest"]], -1), now, tolerance)
 
 
 @dataclass(frozen=True)
@@ -230,8 +208,8 @@ class SampledLogits(SignalFormat):
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        _check_count("draws", self.draws)
-        _check_bits(self.id_bits)
+        check_count("draws", self.draws)
+        check_bits(self.id_bits)
 
     @property
     def temperatures(self) -> tuple[float, ...]:
@@ -240,7 +218,7 @@ class SampledLogits(SignalFormat):
 
     def row_bytes(self, classes: int) -> int:
         """Return the bytes of one row: as many ids as draws."""
-        return packed_bytes(self.draws, _fitting_bits(self.id_bits, classes))
+        return packed_bytes(self.draws, fitting_bits(self.id_bits, classes))
 
     def encode(self, logits: torch.Tensor, key: bytes) -> numpy.ndarray:
         """Return draws, which depend on the key and the seed alone, as bytes."""
@@ -252,18 +230,24 @@ class SampledLogits(SignalFormat):
         shares = torch.softmax(logits.detach().cpu().double(), -1).cumsum(-1)
         places = torch.from_numpy(uniform) * shares[:, -1:]
         ids = torch.searchsorted(shares, places.sort(-1).values, right=True).clamp(max=classes - 1)
-        return pack_ids(ids.numpy(), _fitting_bits(self.id_bits, classes))
+        return pack_ids(ids.numpy(), fitting_bits(self.id_bits, classes))
 
     def decode(self, raw: numpy.ndarray, classes: int) -> dict[str, torch.Tensor]:
         """Return the drawn ids."""
-        bits = _fitting_bits(self.id_bits, classes)
+        bits = fitting_bits(self.id_bits, classes)
         return {"ids": torch.from_numpy(unpack_ids(raw, bits, self.draws))}
 
     def signals(
         self, parts: Mapping[str, torch.Tensor], classes: int, order: torch.Tensor | None
     ) -> TeacherSignals:
         """Return signals of the draws."""
-        return SampledSignals.of_draws(_reordered(parts["ids"], order), classes)
+        return SampledSignals.of_draws(reordered(parts["ids"], order), classes)
+
+    def differs(self, raw: numpy.ndarray, logits: torch.Tensor, key: bytes, tolerance: float) -> bool:
+        """Draw anew by the same numbers: a little rounding moves few draws, another answer moves many."""
+        kept = self.decode(raw, logits.shape[-1])["ids"]
+        now = self.decode(self.encode(logits, key), logits.shape[-1])["ids"]
+        return bool(len(kept)) and float((kept != now).float().mean()) > _MOVED_DRAWS
 
 
 FORMATS: dict[str, type[SignalFormat]] = {kind.name: kind for kind in (FullLogits, TopKLogits, SampledLogits)}
@@ -287,40 +271,3 @@ def build_format(settings: Mapping[str, Any]) -> SignalFormat:
         return FORMATS[name](**given)
     except TypeError as error:
         raise ValueError(f"cache: format {name}: {error}.") from error
-
-
-def _bytes_of(values: torch.Tensor, dtype: str) -> numpy.ndarray:
-    kept = values.detach().to("cpu", _DTYPES[dtype]).contiguous()
-    return kept.view(torch.uint8).numpy().reshape(len(kept), -1)
-
-
-def _floats_of(raw: numpy.ndarray, dtype: str) -> torch.Tensor:
-    return torch.from_numpy(numpy.array(raw)).view(_DTYPES[dtype])  # a copy: mapped files are read-only
-
-
-def _reordered(ids: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
-    """Return the student's numbers of the teacher's classes."""
-    return ids if order is None else torch.argsort(order)[ids]
-
-
-def _fitting_bits(bits: int | None, classes: int) -> int:
-    if bits is not None and classes > 1 << bits:
-        raise ValueError(
-            f"cache: id_bits: expected a width that holds {classes} classes, received {bits}. Use {bits_for(classes)}."
-        )
-    return bits or bits_for(classes)
-
-
-def _check_bits(bits: int | None) -> None:
-    if bits is not None and bits not in ID_BITS:
-        raise ValueError(f"cache: id_bits: expected 16, 18, 24 or 32, received {bits!r}.")
-
-
-def _check_dtype(dtype: str) -> None:
-    if dtype not in _DTYPES:
-        raise ValueError(f"cache: dtype: expected {' or '.join(_DTYPES)}, received {dtype!r}.")
-
-
-def _check_count(setting: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"cache: {setting}: expected a whole number of at least 1, received {value!r}.")

@@ -38,9 +38,10 @@ def pack_ids(ids: numpy.ndarray, bits: int) -> numpy.ndarray:
     """
     if bits == 18:
         digits = (ids[..., None] >> numpy.arange(18)) & 1
-        return numpy.packbits(digits.astype(numpy.uint8).reshape(len(ids), -1), axis=-1, bitorder="little")
+        flat = digits.astype(numpy.uint8).reshape(len(ids), 18 * ids.shape[-1])
+        return numpy.packbits(flat, axis=-1, bitorder="little")
     whole = numpy.ascontiguousarray(ids.astype("<u4")).view(numpy.uint8).reshape(*ids.shape, 4)
-    return numpy.ascontiguousarray(whole[..., : bits // 8]).reshape(len(ids), -1)
+    return numpy.ascontiguousarray(whole[..., : bits // 8]).reshape(len(ids), ids.shape[-1] * (bits // 8))
 
 
 def unpack_ids(packed: numpy.ndarray, bits: int, count: int) -> numpy.ndarray:

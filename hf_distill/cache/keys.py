@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -11,7 +11,12 @@ from typing import Any
 import numpy
 import torch
 
+from hf_distill.columns import columns_for
+from hf_distill.items import IGNORED
+
 KEY_BYTES = 16
+# What a decoder reads, or what its input is made from.
+_OF_DECODER = ("decoder_input_ids", "decoder_attention_mask", "labels")
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class Question:
     Args:
         key: a hash of the teacher's inputs without their padding.
         row: of the batch.
-        start, stop: its positions in that row.
+        start, stop: its positions in that row; of an encoder-decoder, the decoder's.
     """
 
     key: bytes
@@ -30,17 +35,45 @@ class Question:
     stop: int
 
 
-def questions(batch: Mapping[str, Any], columns: Iterable[str]) -> list[Question]:
+def columns_read(batch: Mapping[str, Any], columns: Iterable[str], prefix: str = "") -> dict[str, Any]:
+    """Return what a teacher reads of a batch: labels as well, where a decoder's input is made from them.
+
+    Args:
+        batch: the whole batch.
+        columns: what the teacher reads.
+        prefix: what the names in the batch start with, those of labels apart; taken off.
+
+    Example:
+        >>> columns_read({"ids": 1, "labels": 2}, ["ids", "labels"]), columns_read({"ids": 1, "labels": 2}, ["ids"])
+        ({'ids': 1, 'labels': 2}, {'ids': 1})
+    """
+    wanted = frozenset(columns)
+    read = columns_for(batch, wanted, prefix)
+    if "labels" in wanted and batch.get("labels") is not None:
+        read["labels"] = batch["labels"]
+    return read
+
+
+def is_packed(asked: Sequence[Question]) -> bool:
+    """Whether some row holds several examples."""
+    return len({question.row for question in asked}) < len(asked)
+
+
+def questions(
+    batch: Mapping[str, Any], columns: Iterable[str], counts_from_zero: bool = True
+) -> list[Question]:
     """Return the examples of a batch, each with the key of what a teacher reads of it.
 
     The key is a 128-bit BLAKE2b hash over names, shapes and values of the columns, without padding: the same text
-    has the same key in any batch, at any place and in any epoch. Positions that merely count from 0 are left out. A
-    row without a mask whose ``position_ids`` start anew is a packed one: each of its documents is a question of its
-    own, as for a teacher that read it alone.
+    has the same key in any batch, at any place and in any epoch. Positions that a model counts by itself are left out,
+    and so is a mask of ones alone. A row without a mask whose ``position_ids`` start anew is a packed one: each of its
+    documents is a question of its own, as for a teacher that read it alone. Where ``labels`` are read, they are those
+    of a decoder that predicts them one by one: an answer is of its positions, and the key has its input as well.
 
     Args:
         batch: tensors with one row per example.
         columns: those that the teacher reads; ``attention_mask`` tells what is padding.
+        counts_from_zero: whether the model's own positions are 0, 1, 2, ...; RoBERTa's are not.
 
     Raises:
         ValueError: no column that the teacher reads, one without a row per example, or padding on the left, where
@@ -61,10 +94,53 @@ def questions(batch: Mapping[str, Any], columns: Iterable[str]) -> list[Question
     rows = {name: array.shape[0] for name, array in arrays.items()}
     if len(set(rows.values())) > 1:
         raise ValueError(f"cache: expected one row per example in every column, received {rows} rows.")
+    if "labels" in columns:
+        return _of_decoder(arrays, next(iter(rows.values())), counts_from_zero)
     mask, positions = arrays.pop("attention_mask", None), arrays.get("position_ids")
-    if mask is None and positions is not None and positions.ndim == 2 and (positions[:, 1:] == 0).any():
-        return _packed(arrays, positions)
-    return [_question(arrays, mask, row) for row in range(next(iter(rows.values())))]
+    if positions is not None and positions.ndim == 2 and mask is None and counts_from_zero:  # noqa: SIM102
+        if (positions[:, 1:] == 0).any():
+            return _packed(arrays, positions)
+    return [_question(arrays, mask, row, counts_from_zero) for row in range(next(iter(rows.values())))]
+
+
+def _of_decoder(arrays: dict[str, numpy.ndarray], rows: int, counts_from_zero: bool) -> list[Question]:
+    """Return the questions to an encoder-decoder: both inputs, and the decoder's positions."""
+    decoder = {name: arrays.pop(name) for name in _OF_DECODER if name in arrays}
+    if "labels" not in decoder and "decoder_input_ids" not in decoder:
+        raise ValueError(
+            "cache: expected labels or decoder_input_ids, since a decoder predicts each token from those before, "
+            f"received {sorted(arrays)}. Keep the labels in the batch."
+        )
+    mask = arrays.pop("attention_mask", None)
+    found = []
+    for row in range(rows):
+        length = _decoder_length(decoder, row)
+        # A collator that makes the decoder's input itself made it from the labels.
+        read = [name for name in decoder if name != "labels" or "decoder_input_ids" not in decoder]
+        content = {name: decoder[name][row, :length] for name in read}
+        encoder = _question(arrays, mask, row, counts_from_zero)
+        content["encoder"] = numpy.frombuffer(encoder.key, numpy.uint8)
+        found.append(Question(_key(content), row, 0, length))
+    return found
+
+
+def _decoder_length(decoder: Mapping[str, numpy.ndarray], row: int) -> int:
+    """Return how many positions a decoder answers: up to the last label, or those that it attends to."""
+    if "labels" in decoder:
+        told = (decoder["labels"][row] != IGNORED).nonzero()[0]
+    elif "decoder_attention_mask" in decoder:
+        told = decoder["decoder_attention_mask"][row].nonzero()[0]
+    else:
+        return int(decoder["decoder_input_ids"].shape[1])
+    return int(told[-1]) + 1 if len(told) else 0
+
+
+def _without_own_count(content: dict[str, numpy.ndarray]) -> dict[str, numpy.ndarray]:
+    """Leave out positions that are 0, 1, 2, ..., which the model counts by itself."""
+    positions = content.get("position_ids")
+    if positions is not None and positions.ndim == 1 and (positions == numpy.arange(len(positions))).all():
+        del content["position_ids"]
+    return content
 
 
 def _array(name: str, value: Any) -> numpy.ndarray:
@@ -79,10 +155,13 @@ def _array(name: str, value: Any) -> numpy.ndarray:
     return value.long().numpy()
 
 
-def _question(arrays: Mapping[str, numpy.ndarray], mask: numpy.ndarray | None, row: int) -> Question:
+def _question(
+    arrays: Mapping[str, numpy.ndarray], mask: numpy.ndarray | None, row: int, counts_from_zero: bool
+) -> Question:
     if mask is None:
         length = max((array.shape[1] for array in arrays.values() if array.ndim > 1), default=1)
-        return Question(_key({name: array[row] for name, array in arrays.items()}), row, 0, length)
+        whole = {name: array[row] for name, array in arrays.items()}
+        return Question(_key(_without_own_count(whole) if counts_from_zero else whole), row, 0, length)
     if mask.ndim != 2:
         raise ValueError(
             f"cache: attention_mask: expected one entry per position, received the shape {tuple(mask.shape)}."
@@ -99,9 +178,9 @@ def _question(arrays: Mapping[str, numpy.ndarray], mask: numpy.ndarray | None, r
         name: array[row, start:stop] if array.shape[:2] == mask.shape else array[row]
         for name, array in arrays.items()
     }
-    if len(attended) != stop - start:
+    if (mask[row, start:stop] != 1).any():
         content["attention_mask"] = mask[row, start:stop]
-    return Question(_key(content), row, start, stop)
+    return Question(_key(_without_own_count(content) if counts_from_zero else content), row, start, stop)
 
 
 def _packed(arrays: Mapping[str, numpy.ndarray], positions: numpy.ndarray) -> list[Question]:
@@ -119,15 +198,13 @@ def _packed(arrays: Mapping[str, numpy.ndarray], positions: numpy.ndarray) -> li
                 name: array[row, start:stop] if array.shape[:2] == positions.shape else array[row]
                 for name, array in arrays.items()
             }
-            found.append(Question(_key(content), row, start, stop))
+            found.append(Question(_key(_without_own_count(content)), row, start, stop))
     return found
 
 
 def _key(content: Mapping[str, numpy.ndarray]) -> bytes:
     digest = hashlib.blake2b(digest_size=KEY_BYTES)
     for name, values in content.items():
-        if name == "position_ids" and values.ndim == 1 and (values == numpy.arange(len(values))).all():
-            continue  # what every model counts by itself
         digest.update(f"{name}{values.dtype.str}{values.shape}".encode())
         digest.update(numpy.ascontiguousarray(values).data)
     return digest.digest()

@@ -109,7 +109,9 @@ def _capture_one(
     rank, processes = _process()
     with _locked_for_all(folder, rank, processes):
         for name, rows in _by_name(dataset).items():
-            examples = Examples(rows, _collator(rows, online, options), frozenset(source.columns), device)
+            collate = _collator(rows, online, options)
+            counts = source.counts_from_zero is not False
+            examples = Examples(rows, collate, frozenset(source.columns), device, counts)
             _capture_rows(folder, online, examples, source, name, rank, processes, say, options)
     return TeacherCache(folder, online if rank == 0 else None)
 

@@ -15,7 +15,7 @@ from hf_distill.cache.errors import CacheError
 from hf_distill.cache.shards import write_whole
 
 MANIFEST_NAME = "teacher_cache.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,16 @@ class Source:
         columns: what it reads of a batch.
         labels: the names of its classes; None where the classes are tokens.
         classes: how many there are.
-        head: kind, and whether each position has an answer.
+        head: kind, whether each position has an answer, and whether it is to the next position.
         signals: name and settings of the format.
         hidden_states: the kept hidden states by number; 0 is the embeddings'.
         shape: sizes of the model, where hidden states are kept.
         dtype: what it computed in.
         attention: its attention implementation.
         longest: the most positions it can read; None without a limit.
+        settings: of its config, those that its answer may depend on: activations, numbers of heads, pooling.
+        counts_from_zero: its own positions are 0, 1, 2, ...; None where it reads no text.
+        isolates: a document of a packed row has the answer that it has alone; None where it can't be packed.
     """
 
     teacher: str
@@ -53,6 +56,9 @@ class Source:
     dtype: str
     attention: str | None
     longest: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    counts_from_zero: bool | None = None
+    isolates: bool | None = None
 
     def check_same(self, other: Source, where: str, elsewhere: str) -> None:
         """Raise where two sources differ, naming both sides.
@@ -62,6 +68,8 @@ class Source:
         """
         theirs = other.identity()
         for name, own in self.identity().items():
+            if name == "settings" and own != theirs[name]:
+                check_same_settings(own, theirs[name], where, elsewhere)
             if own != theirs[name]:
                 of = f" (of {self.teacher} and {other.teacher})" if name == "weights" else ""
                 raise CacheError(
@@ -96,8 +104,10 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def write(self, folder: Path) -> None:
-        """Put the manifest in its place, whole."""
-        text = json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        """Put the manifest in its place, whole, with a checksum of its own."""
+        held = _plain(asdict(self))
+        held["checksum"] = _checksum(held)
+        text = json.dumps(held, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
         write_whole(folder / MANIFEST_NAME, lambda file: file.write(text.encode()))
 
     @classmethod
@@ -116,11 +126,21 @@ class Manifest:
                 "TeacherCache.capture(...) or `hf-distill cache capture`."
             ) from error
         except ValueError as error:
-            raise CacheError(f"{path}: expected JSON, found a damaged file: {error}.") from error
-        if held.get("format_version") != FORMAT_VERSION:
             raise CacheError(
-                f"{path}: expected format version {FORMAT_VERSION}, received {held.get('format_version')!r}. Use the "
-                "hf_distill that wrote it, or capture again."
+                f"{path}: expected JSON, found a damaged file: {error}. Fetch it again, or capture again, into another "
+                "folder."
+            ) from error
+        version = held.get("format_version") if isinstance(held, dict) else None
+        if version != FORMAT_VERSION:
+            raise CacheError(
+                f"{path}: expected format version {FORMAT_VERSION}, received {version!r}. Use the hf_distill that "
+                "wrote it, or capture again, into another folder."
+            )
+        written, now = held.pop("checksum", None), _checksum(held)
+        if written != now:
+            raise CacheError(
+                f"{path}: expected the manifest as it was written (checksum {written}), found another (checksum "
+                f"{now}): it is damaged, or was edited. Fetch it again, or capture again, into another folder."
             )
         source = {name: _tuple(value) for name, value in held.pop("source").items()}
         shards = tuple(ShardRecord(**shard) for shard in held.pop("shards"))
@@ -137,6 +157,28 @@ def _tuple(value: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
+
+
+def _checksum(held: Mapping[str, Any]) -> str:
+    text = json.dumps({name: value for name, value in held.items() if name != "checksum"}, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def check_same_settings(
+    own: Mapping[str, Any], theirs: Mapping[str, Any], where: str, elsewhere: str
+) -> None:
+    """Raise where two configs differ in what an answer may depend on, naming both sides.
+
+    Raises:
+        CacheError: with the settings that differ.
+    """
+    differing = [name for name in sorted({*own, *theirs}) if own.get(name) != theirs.get(name)]
+    if differing:
+        of = [", ".join(f"{name} {side.get(name)!r}" for name in differing[:4]) for side in (own, theirs)]
+        raise CacheError(
+            f"config: expected {where} and {elsewhere} to have the same settings, received {of[0]} and {of[1]}. Give "
+            "the teacher as it was, or a folder of its own."
+        )
 
 
 def file_hash(path: Path) -> str:

@@ -12,8 +12,7 @@ from tqdm import tqdm
 
 from hf_distill.cache.errors import CacheError
 from hf_distill.cache.index import Index
-from hf_distill.cache.keys import Question, questions
-from hf_distill.columns import columns_for
+from hf_distill.cache.keys import Question, columns_read, questions
 
 # A shard is lost whole where a capture is killed, and each is opened and hashed on its own.
 SHARD_BYTES = 64 << 20
@@ -29,16 +28,22 @@ class Examples:
         collator: makes a batch of some rows, as training does.
         columns: what the teacher reads of a batch.
         device: where it reads it.
+        counts_from_zero: whether its own positions are 0, 1, 2, ...
     """
 
     rows: Any
     collator: Callable[[list[Any]], Mapping[str, Any]]
     columns: frozenset[str]
     device: torch.device
+    counts_from_zero: bool = True
 
     def batch(self, indices: Sequence[int]) -> dict[str, Any]:
         """Return the teacher's part of a batch, on the CPU."""
-        return columns_for(self.collator([self.rows[int(index)] for index in indices]), self.columns)
+        return columns_read(self.collator([self.rows[int(index)] for index in indices]), self.columns)
+
+    def questions(self, batch: Mapping[str, Any]) -> list[Question]:
+        """Return the questions of a batch."""
+        return questions(batch, self.columns, self.counts_from_zero)
 
     def asked(self, indices: Sequence[int]) -> list[Question]:
         """Return the questions of some rows.
@@ -46,7 +51,7 @@ class Examples:
         Raises:
             CacheError: rows that are packed into fewer, or split into more.
         """
-        found = questions(self.batch(indices), self.columns)
+        found = self.questions(self.batch(indices))
         if len(found) != len(indices):
             raise CacheError(
                 f"data_collator: expected one example per row, received {len(found)} for {len(indices)} rows. Capture "

@@ -172,7 +172,7 @@ class Shard:
 
 
 def _bytes(column: pyarrow.Array, width: int) -> numpy.ndarray:
-    data = column.buffers()[1]
+    data = column.buffers()[1] or b""  # none where no example has a position
     return numpy.frombuffer(data, numpy.uint8)[: len(column) * width].reshape(len(column), width)
 
 

@@ -12,25 +12,25 @@ from typing import Any
 
 import numpy
 import torch
+from transformers.utils import logging
 
-from hf_distill.cache.capture import encoded_answers, locked, seal
+from hf_distill.cache.capture import locked, positions_of, seal
 from hf_distill.cache.errors import CacheError
 from hf_distill.cache.formats import build_format
-from hf_distill.cache.keys import Question, questions
+from hf_distill.cache.keys import Question, columns_read, is_packed, questions
 from hf_distill.cache.manifest import MANIFEST_NAME, Manifest, ShardRecord, Source, file_hash, tokenizer_hash
+from hf_distill.cache.model_at_hand import Answers, ModelAtHand
 from hf_distill.cache.positions import places_of, spread
 from hf_distill.cache.shards import write_shard
 from hf_distill.cache.sharing import local_folder, push
-from hf_distill.cache.source import check_same_answers, check_same_weights
 from hf_distill.cache.stored import StoredAnswers
-from hf_distill.columns import columns_for
 from hf_distill.compatibility import label_order
 from hf_distill.features import FeatureNeeds, Features, ModelShape
 from hf_distill.items import Head, batch_size
-from hf_distill.teachers.online import OnlineTeacher
 from hf_distill.teachers.signals import DenseSignals, TeacherSignals
 
-_COMPARED_ROWS = 8
+logger = logging.get_logger(__name__)
+
 # So many answers that were asked for in training are kept in memory before they go to disk.
 _ADDED_AT_ONCE = 4096
 
@@ -73,13 +73,16 @@ class TeacherCache:
             raise CacheError("on_missing: expected teacher= beside 'ask', received none. Give the model.")
         self.folder = local_folder(folder)
         self.on_missing = on_missing
-        self.model_teacher = None if teacher is None else _as_teacher(teacher)
         self._order: list[int] | None = None
-        self._added: dict[bytes, dict[str, numpy.ndarray]] = {}
+        self._added: dict[bytes, Answers] = {}
         self._compared = False
         self._open()
-        if self.model_teacher is not None:
-            check_same_weights(self.source, self.model_teacher, self.folder)
+        self.at_hand = (
+            None if teacher is None else ModelAtHand(teacher, self.source, self.signals, self.folder)
+        )
+        if on_missing == "ask":
+            with locked(self.folder, wait=True):
+                pass  # a folder that can't be written to is said now, and not when hours of training end
 
     def _open(self) -> None:
         self.manifest = Manifest.read(self.folder)
@@ -96,7 +99,7 @@ class TeacherCache:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the model out: a worker of a data loader looks up, and asks nobody."""
-        return {**vars(self), "model_teacher": None}
+        return {**vars(self), "at_hand": None}
 
     # ---- what a teacher is ---------------------------------------------------------------
 
@@ -138,9 +141,11 @@ class TeacherCache:
     def __call__(self, batch: dict[str, Any]) -> TeacherSignals:
         """Answer for a batch: from the columns that the collator added, or looked up now."""
         device = next((value.device for value in batch.values() if isinstance(value, torch.Tensor)), None)
-        if self.model_teacher is not None and not self._compared:
+        if self.at_hand is not None and not self._compared:
             self._compared = True
-            self._compare_first(batch)
+            read = columns_read(batch, self.source.columns)
+            asked = self._questions(read)
+            self.at_hand.compare(read, asked, self._answers(read, asked))
         parts: dict[str, Any] = {part: batch.get(self._column(part)) for part in self._parts()}
         if any(value is None for value in parts.values()):
             found = self.looked_up(batch)
@@ -155,24 +160,6 @@ class TeacherCache:
         assert self.shape is not None, "capture writes it beside hidden states"
         return DenseSignals(signals.logits, Features(states, {}, parts["attended"], self.shape))
 
-    def _compare_first(self, batch: Mapping[str, Any]) -> None:
-        """Ask the model at hand about a few rows again, where all logits are kept to be compared."""
-        read = columns_for(batch, frozenset(self.source.columns))
-        few = {name: value[:_COMPARED_ROWS] for name, value in read.items()}
-        kept = self(few).logits
-        if self.model_teacher is None or kept is None:
-            return
-        device = next(self.model_teacher.model.parameters()).device
-        with torch.no_grad():
-            now = self.model_teacher.raw_logits({name: value.to(device) for name, value in few.items()})
-        now = now.to(kept.device)
-        now = now if self._order is None else now[..., self._order]
-        if self.source.head["positions"] and few.get("attention_mask") is not None:
-            now = now.masked_fill(
-                ~few["attention_mask"].bool().unsqueeze(-1), 0.0
-            )  # as the cache has it there
-        check_same_answers(self.source, kept, now.reshape(kept.shape), self.folder)
-
     def looked_up(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Return the answers to a batch as columns of it, with zeros at padding, for a collator to add.
 
@@ -182,14 +169,14 @@ class TeacherCache:
         Raises:
             CacheError: examples that are not there, damage, or packed rows where an answer is of a whole example.
         """
-        read = columns_for(batch, frozenset(self.source.columns))
-        asked = questions(read, self.source.columns)
+        read = columns_read(batch, self.source.columns)
+        asked = self._questions(read)
         answers = self._answers(read, asked)
         raw = numpy.concatenate([answer["logits"] for answer in answers])
         parts = self.signals.decode(raw, self.source.classes)
         rows = batch_size(read)
         if self.source.head["positions"] or self.source.hidden_states:
-            length = max(value.shape[1] for value in read.values() if value.dim() > 1)
+            length = positions_of(read, self.source)
             places = places_of(asked)
         if self.source.head["positions"]:
             parts = {name: spread(values, rows, length, places) for name, values in parts.items()}
@@ -209,7 +196,23 @@ class TeacherCache:
             parts["attended"] = spread(torch.ones(len(states), dtype=torch.bool), rows, length, places)
         return {self._column(name): values for name, values in parts.items()}
 
-    def _answers(self, batch: Mapping[str, Any], asked: Sequence[Question]) -> list[dict[str, numpy.ndarray]]:
+    def _questions(self, read: Mapping[str, Any]) -> list[Question]:
+        """Return the examples of a batch.
+
+        Raises:
+            CacheError: packed rows, where a document's answer depends on its neighbours.
+        """
+        asked = questions(read, self.source.columns, self.source.counts_from_zero is not False)
+        if is_packed(asked) and self.source.head["positions"] and not self.source.isolates:
+            raise CacheError(
+                f"cache: expected one example in each row, received packed rows with {len(asked)} examples, and "
+                f"{self.source.teacher} (attention {self.source.attention}) reads a packed document together with its "
+                "neighbours, so that the answers kept are not its answers there. Pack nothing, or take a teacher and "
+                "an attention implementation that keep documents apart by position_ids."
+            )
+        return asked
+
+    def _answers(self, batch: Mapping[str, Any], asked: Sequence[Question]) -> list[Answers]:
         """Return what is kept of each question, asking the model for what is missing where that is wanted."""
         places = self._stored.find(asked)
         missing = [
@@ -218,31 +221,41 @@ class TeacherCache:
             if place is None and question.key not in self._added
         ]
         if missing:
-            self._add(batch, [asked[number] for number in missing], len(asked))
+            self._add(batch, [asked[number] for number in missing], asked)
         return [
             self._added[question.key] if place is None else self._stored.read(question, *place)
             for question, place in zip(asked, places, strict=True)
         ]
 
-    def _add(self, batch: Mapping[str, Any], missing: Sequence[Question], asked: int) -> None:
-        if self.model_teacher is None or self.on_missing == "error":
+    def _add(self, batch: Mapping[str, Any], missing: Sequence[Question], asked: Sequence[Question]) -> None:
+        if self.at_hand is None or self.on_missing == "error":
             rows = ", ".join(str(question.row) for question in missing[:8]) + (
                 ", ..." if len(missing) > 8 else ""
             )
             raise CacheError(
-                f"{self.folder}: expected the teacher's answers to {asked} examples of a batch, found none to "
+                f"{self.folder}: expected the teacher's answers to {len(asked)} examples of a batch, found none to "
                 f"{len(missing)} of them (rows {rows}). Was another data set, tokenizer or length captured? Capture "
                 "this one into the same folder as well, or give TeacherCache(folder, teacher, on_missing='ask')."
             )
-        device = next(self.model_teacher.model.parameters()).device
-        moved = {name: value.to(device) for name, value in batch.items()}
-        answers = encoded_answers(self.model_teacher, moved, missing, self.source, self.signals)
+        answers = self.at_hand.ask(batch, missing, is_packed(asked))
+        before = len(self._added) // _ADDED_AT_ONCE
         self._added.update({one.key: answer for one, answer in zip(missing, answers, strict=True)})
-        if len(self._added) >= _ADDED_AT_ONCE:
+        if len(self._added) // _ADDED_AT_ONCE > before:
+            self.keep_added()
+
+    def keep_added(self) -> None:
+        """Write what the model was asked for, or warn that it can't be written: a training is not lost for it."""
+        try:
             self.flush()
+        except CacheError as error:
+            logger.warning(f"{error} Until then {len(self._added):,} answers are kept in memory.")
 
     def flush(self) -> None:
-        """Write what the model was asked for in this process; a finished training does it."""
+        """Write what the model was asked for in this process; a finished training does it.
+
+        Raises:
+            CacheError: where it can't be written.
+        """
         if not self._added:
             return
         with locked(self.folder, wait=True):
@@ -266,7 +279,7 @@ class TeacherCache:
         Raises:
             ValueError: another head or other labels.
         """
-        own = {"kind": head.kind, "positions": head.positions}
+        own = asdict(head)
         if dict(self.source.head) != own:
             raise ValueError(
                 f"heads: expected a cache of the student's head ({own}), received one of {dict(self.source.head)} from "
@@ -324,13 +337,3 @@ class _Labels:
     def __init__(self, names: Sequence[str]) -> None:
         self.id2label = dict(enumerate(names))
         self.num_labels = len(names)
-
-
-def _as_teacher(teacher: Any) -> OnlineTeacher:
-    if not isinstance(teacher, OnlineTeacher):
-        return OnlineTeacher(teacher)
-    if teacher.label_order is None:
-        return teacher
-    return OnlineTeacher(
-        teacher.model, teacher.name, autocast=teacher.autocast
-    )  # in its own order of classes

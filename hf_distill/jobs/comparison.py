@@ -119,7 +119,7 @@ class Comparison:
         examples = sum(len(self.encoded[name]) for name in ("train", "unlabeled") if name in self.encoded)
         encoders = [own or self.processor for own in self.teacher_processors]
         reason = self.task.uncached_because
-        reason = reason or uncached_because(self.args, self.teachers, encoders, examples, seeds)
+        reason = reason or uncached_because(self.args, encoders, examples, seeds)
         if reason is not None:
             self.say(f"Teacher: its answers are not kept, since {reason}")
             return

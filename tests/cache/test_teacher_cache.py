@@ -307,6 +307,6 @@ def test_the_model_at_hand_is_asked_about_a_few_rows_again(tmp_path: Path) -> No
     with torch.no_grad():
         teacher.classifier.bias += 1  # after its weights were looked at
     later = TeacherCache(tmp_path / "cache")
-    later.model_teacher = cache.model_teacher
+    later.at_hand = cache.at_hand
     with pytest.raises(CacheError, match="expected the teacher to answer as it did, received"):
         later(batch)

@@ -8,16 +8,15 @@ import pytest
 from hf_distill.jobs.caching import uncached_because
 
 RIGHT = SimpleNamespace(padding_side="right")
-ENCODER = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=False))
 
 
-def reason(teacher: Any = ENCODER, tokenizer: Any = RIGHT, seeds: int = 1, **settings: Any) -> str | None:
+def reason(processor: Any = RIGHT, seeds: int = 1, **settings: Any) -> str | None:
     defaults = {
         "alpha": None, "temperature": None, "objectives": None, "world_size": 1, "max_steps": -1,
         "num_train_epochs": 2.0, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2,
     }  # fmt: skip
     args = SimpleNamespace(**{**defaults, **settings})
-    return uncached_because(args, [ENCODER, teacher], [RIGHT, tokenizer], texts=160, seeds=seeds)
+    return uncached_because(args, [RIGHT, processor], examples=160, seeds=seeds)
 
 
 def test_logits_asked_for_once_will_do() -> None:
@@ -35,9 +34,7 @@ def test_what_looks_inside_needs_the_model(name: str) -> None:
 
 
 def test_answers_that_depend_on_more_than_the_text() -> None:
-    both = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=True))
-    assert "encoder-decoder" in str(reason(teacher=both))
-    assert "on the left" in str(reason(tokenizer=SimpleNamespace(padding_side="left")))
+    assert "on the left" in str(reason(processor=SimpleNamespace(padding_side="left")))
 
 
 def test_processes_on_several_machines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,8 +43,8 @@ def test_processes_on_several_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "several machines" in str(reason(world_size=4))
 
 
-def test_a_run_that_does_not_read_all_texts_asks_as_it_goes() -> None:
-    assert "fewer texts" in str(reason(max_steps=9))
+def test_a_run_that_does_not_read_all_examples_asks_as_it_goes() -> None:
+    assert "fewer examples" in str(reason(max_steps=9))
     assert reason(max_steps=10) is None
     assert reason(max_steps=9, seeds=2) is None
-    assert "fewer texts" in str(reason(num_train_epochs=0.5))
+    assert "fewer examples" in str(reason(num_train_epochs=0.5))
