@@ -54,7 +54,7 @@ def read_files(
         {'text': 'send money', 'label': 1}
     """
     text_columns = [text_column] + ([text_pair_column] if text_pair_column else [])
-    tables = {name: _read_table(Path(path), text_columns, label_column) for name, path in files.items()}
+    tables = {name: read_table(Path(path), text_columns, label_column) for name, path in files.items()}
     sources = {name: str(path) for name, path in files.items()}
     return checked_splits(tables, sources, text_column, text_pair_column, label_column)
 
@@ -96,7 +96,12 @@ def checked_splits(
     return DatasetDict(checked)
 
 
-def _read_table(path: Path, text_columns: list[str], label_column: str) -> Dataset:
+def read_table(path: Path, text_columns: list[str], label_column: str) -> Dataset:
+    """Return the rows of a CSV, JSON lines or Parquet file.
+
+    Raises:
+        DataError: a file that is missing, empty or unreadable.
+    """
     if path.is_dir():
         raise DataError(f"{path}: expected a file, received a folder. Name one file in it.")
     if not path.is_file():

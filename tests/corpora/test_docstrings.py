@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_distill.corpora import docstring_corpus, docstrings
+from hf_distill.corpora import docstring_corpus, docstrings, library_sources
 
 
 @pytest.fixture
@@ -24,9 +24,9 @@ def small_library(tmp_path, monkeypatch):
             )
         (root / "broken.py").write_text("def (:\n")
         (root / "tests" / "skipped.py").write_text('"""A test file, which nobody wants to see here."""\n')
-    roots = {docstrings.STANDARD_LIBRARY: first, "torch": second}
+    roots = {library_sources.STANDARD_LIBRARY: first, "torch": second}
     monkeypatch.setattr(docstrings, "LABELS", list(roots))
-    monkeypatch.setattr(docstrings, "_root_of_library", roots.__getitem__)
+    monkeypatch.setattr(library_sources, "root_of_library", roots.__getitem__)
     return tmp_path
 
 
@@ -78,15 +78,15 @@ def test_failed_write_leaves_no_corpus(small_library, monkeypatch):
 
 def test_cache_folder_from_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_DISTILL_CACHE", str(tmp_path))
-    assert docstrings.default_cache_folder() == tmp_path
+    assert library_sources.default_cache_folder() == tmp_path
     monkeypatch.delenv("HF_DISTILL_CACHE")
-    assert docstrings.default_cache_folder() == Path.home() / ".cache" / "hf_distill"
+    assert library_sources.default_cache_folder() == Path.home() / ".cache" / "hf_distill"
 
 
 def test_missing_library_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(docstrings.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(library_sources.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install torch"):
-        docstrings._root_of_library("torch")
+        library_sources.root_of_library("torch")
 
 
 def test_libraries_are_read_without_being_imported(monkeypatch, tmp_path):
@@ -96,7 +96,7 @@ def test_libraries_are_read_without_being_imported(monkeypatch, tmp_path):
         '"""A library that refuses to be imported at all."""\nraise SystemExit\n'
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(docstrings.LIBRARIES, "stubborn", ("stubborn_library", "stubborn-library"))
+    monkeypatch.setitem(library_sources.LIBRARIES, "stubborn", ("stubborn_library", "stubborn-library"))
     texts = docstrings._texts_of_library("stubborn")
     assert [text for text, _ in texts.values()] == ["A library that refuses to be imported at all."]
     assert "stubborn_library" not in sys.modules

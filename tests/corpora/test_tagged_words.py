@@ -1,0 +1,103 @@
+"""Sentences whose words have tags: every format, and mistakes by line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from datasets import ClassLabel, Dataset, Features, Sequence, Value
+
+from hf_distill.corpora.files import DataError
+from hf_distill.corpora.tagged_words import checked_words, read_tagged_words
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+UNIVERSAL = """# sent_id = 1
+1-2\tDon't\t_\t_\t_\t_\t_\t_\t_\t_
+1\tDo\tdo\tAUX\t_\t_\t_\t_\t_\t_
+2\tn't\tnot\tPART\t_\t_\t_\t_\t_\t_
+2.1\tgo\tgo\tVERB\t_\t_\t_\t_\t_\t_
+3\t#\t#\tSYM\t_\t_\t_\t_\t_\t_
+
+1\tYes\tyes\tINTJ\t_\t_\t_\t_\t_\t_
+"""
+
+
+def write(folder: Path, name: str, text: str) -> str:
+    (folder / name).write_text(text, encoding="utf-8")
+    return str(folder / name)
+
+
+def test_every_format_says_the_same(tmp_path: Path) -> None:
+    rows = [
+        {"tokens": ["Do", "n't", "#"], "tags": ["AUX", "PART", "SYM"]},
+        {"tokens": ["Yes"], "tags": ["INTJ"]},
+    ]
+    columns = "Do\tAUX\nn't\tPART\n#\tSYM\n\nYes\tINTJ\n"
+    Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+    files = [
+        write(tmp_path, "a.conllu", UNIVERSAL),
+        write(tmp_path, "a.conll", columns),
+        write(tmp_path, "a.txt", "-DOCSTART- O\n\n" + columns.replace("\t", " x ") + "\n\n"),
+        write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows))),
+        str(tmp_path / "a.parquet"),
+    ]
+    for file in files:
+        found = read_tagged_words({"train": file})["train"]
+        assert found["tokens"][:] == [row["tokens"] for row in rows], file
+        names = found.features["tags"].feature.names
+        assert names == ["AUX", "INTJ", "PART", "SYM"]
+        assert [[names[tag] for tag in tags] for tags in found["tags"]] == [row["tags"] for row in rows]
+
+
+def test_other_splits_follow_the_training_files_numbers(tmp_path: Path) -> None:
+    features = Features({"words": Sequence(Value("string")), "ner": Sequence(ClassLabel(names=["O", "B-x"]))})
+    train = Dataset.from_dict({"words": [["a", "b"]], "ner": [[0, 1]]}, features=features)
+    other = Features({"words": Sequence(Value("string")), "ner": Sequence(ClassLabel(names=["B-x", "O"]))})
+    test = Dataset.from_dict({"words": [["c"]], "ner": [[0]]}, features=other)
+    splits = checked_words({"train": train, "test": test}, {"train": "a", "test": "b"}, "words", "ner")
+    assert splits["train"].features["tags"].feature.names == ["O", "B-x"]
+    assert splits["test"]["tags"][:] == [[1]]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.conll", "Paris\tB\nis\n", r"a.conll, line 2: expected a word and its tag, received 'is'"),
+        ("a.conllu", "1\tDo\tdo\n", r"a.conllu, line 1: expected the 10 columns of CoNLL-U, received 3"),
+        ("a.conll", "a\tO\nb\tO\n", "expected at least two tags"),
+        ("a.conll", "\n\n", "expected at least one sentence"),
+        ("a.jsonl", '{"tokens": ["a"], "tags": ["O", "B"]}', "row 1: expected a tag for each word"),
+        ("a.jsonl", '{"words": ["a"], "tags": ["O"]}', "expected a column 'tokens'.*--tokens_column"),
+    ],
+)  # fmt: skip
+def test_mistakes_name_the_file_and_the_line(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_tagged_words({"train": write(tmp_path, name, text)})
+
+
+def test_a_tag_that_training_never_has_and_a_file_that_is_not_there(tmp_path: Path) -> None:
+    train = write(tmp_path, "train.conll", "a\tX\nb\tY\n")
+    test = write(tmp_path, "test.conll", "a\tZ\n")
+    with pytest.raises(DataError, match=r"test.conll: 1 tag\(s\) that the training file never has: 'Z'"):
+        read_tagged_words({"train": train, "test": test})
+    with pytest.raises(DataError, match="no such file"):
+        read_tagged_words({"train": str(tmp_path / "none.conll")})
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
+def test_the_shared_data_is_read() -> None:
+    universal = read_tagged_words({"train": str(SHARED / "ud_ewt" / "en_ewt-ud-test.conllu")})["train"]
+    assert len(universal) == 2077
+    assert len(universal.features["tags"].feature.names) == 17
+    files = {
+        "train": "wnut17train.conll",
+        "validation": "emerging.dev.conll",
+        "test": "emerging.test.annotated",
+    }
+    splits = read_tagged_words({name: str(SHARED / "wnut17" / file) for name, file in files.items()})
+    assert {name: len(rows) for name, rows in splits.items()} == {
+        "train": 3394,
+        "validation": 1009,
+        "test": 1287,
+    }
