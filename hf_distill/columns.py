@@ -112,6 +112,12 @@ class TeacherEncoding:
     prefix: str = TEACHER_PREFIX
     max_length: int | None = None
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether it is a tokenizer; of an image or a sound the data collator makes each view itself."""
+        names = getattr(self.processing_class, "model_input_names", ())
+        return not {"pixel_values", "input_values", "input_features"} & set(names)
+
 
 @dataclass
 class DistillationCollator:
@@ -153,12 +159,19 @@ class DistillationCollator:
     def __call__(self, features: list[Any]) -> Any:
         """Make a batch."""
         encoded: Mapping[str, Any] = {}
-        if self.encodings:
+        if any(encoding.reads_text for encoding in self.encodings):
             features = [dict(feature) for feature in features]
             encoded = self._encode(features)
         batch = self.collator(features)
         for key, value in encoded.items():
             batch[key] = value
+        for encoding in self.encodings:
+            if not any(key.startswith(encoding.prefix) for key in batch):
+                raise ValueError(
+                    f"data_collator: expected it to make the teacher's own view, columns like "
+                    f"{encoding.prefix}pixel_values, received {sorted(batch)}. Use "
+                    "hf_distill.image_views.ImageViews, or add them in your collator."
+                )
         labels = batch.get("labels")
         if isinstance(labels, torch.Tensor) and (self.numeric_labels or labels.is_floating_point()):
             if bool((labels == IGNORED).any()):
@@ -185,6 +198,7 @@ class DistillationCollator:
         views = {
             encoding.prefix + key: value
             for encoding in self.encodings
+            if encoding.reads_text
             for key, value in self._view(encoding, features, texts).items()
         }
         for feature in features:

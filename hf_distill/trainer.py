@@ -186,7 +186,7 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
     def _check_data(self) -> None:
         """Raise for labels that the head can't take, or no text for a teacher that reads its own."""
         for dataset in self._datasets():
-            if self.encodings:
+            if any(encoding.reads_text for encoding in self.encodings):
                 data_checks.check_text_columns(dataset, self._teacher_text_columns())
             # A collator of the user's own may make inputs and labels out of anything.
             if getattr(self.data_collator, "__module__", "").startswith("transformers."):

@@ -242,6 +242,8 @@ def _collator(rows: Any, online: OnlineTeacher, options: Mapping[str, Any]) -> C
     if collator is None:
         collator = default_data_collator if tokenizer is None else DataCollatorWithPadding(tokenizer)
     accepted = online.columns | LABEL_COLUMNS
+    if not (online.columns - LABEL_COLUMNS) & set(first):
+        return collator  # which makes the input of images, say
     return lambda examples: collator([{k: v for k, v in row.items() if k in accepted} for row in examples])
 
 

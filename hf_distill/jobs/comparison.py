@@ -22,6 +22,8 @@ from hf_distill.jobs.caching import uncached_because
 from hf_distill.jobs.command_line import resuming, short_errors
 from hf_distill.jobs.comparison_report import ComparisonReport, shown
 from hf_distill.jobs.own_teacher import kept_teachers
+from hf_distill.loss_plan import resolve_loss
+from hf_distill.schedules import highest
 from hf_distill.tasks.task import Task, processors_of
 from hf_distill.teachers.online import OnlineTeacher, load_trained_model, loading_options
 from hf_distill.trainer import DistillationTrainer
@@ -50,6 +52,12 @@ def _check_same_loss(checkpoint: str | None, trainer: DistillationTrainer) -> No
             f"--resume_from_checkpoint: expected {checkpoint} to be trained with the loss {now}, received one trained "
             f"with {written}. Give the flags it was started with, or another --output_dir."
         )
+
+
+def reads_labels(args: Any) -> bool:
+    """Whether a loss has the labels in it."""
+    plan = resolve_loss(args, "single_label")
+    return highest(plan.label_weight) > 0 or any("labels" in term.objective.needs for term in plan.terms)
 
 
 @dataclass
@@ -168,6 +176,7 @@ class Comparison:
         args.seed = seed
         args.output_dir = str(Path(self.args.output_dir) / f"seed_{seed}" / kind)
         args.push_to_hub = self.args.push_to_hub and publish
+        args.remove_unused_columns = self.task.remove_unused_columns
         if kind == "alone":
             args.alpha, args.temperature, args.objectives, args.label_weight = 0.0, None, None, None
         return args
@@ -188,7 +197,9 @@ class Comparison:
             student,
             teachers,
             args,
-            data_collator=self.task.collator(self.processor),
+            data_collator=self.task.collator(
+                self.processor, self.teacher_processors, labelled=kind == "alone" or reads_labels(args)
+            ),
             train_dataset=train,
             eval_dataset=self.encoded[self.report_on],
             processing_class=self.processor,

@@ -137,9 +137,7 @@ def _train_teacher(
         processor = task.load_processor(str(kept))
         train = task.encode(splits["train"], processor, training=True)
     set_seed(args.seed)
-    model = task.new_model(
-        task.models.teacher_layers, task.models.teacher_width, splits, processor, task.models.teacher_dropout
-    )
+    model = task.new_model("teacher", splits, processor)
     trainer = Trainer(
         model,
         TrainingArguments(
@@ -159,6 +157,7 @@ def _train_teacher(
             logging_strategy="epoch",
             report_to="none",
             disable_tqdm=args.disable_tqdm,
+            remove_unused_columns=task.remove_unused_columns,
         ),
         train_dataset=train,
         data_collator=task.teacher_collator(processor),

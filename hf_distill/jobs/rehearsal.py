@@ -34,9 +34,7 @@ def rehearse(task: Task, splits: DatasetDict, args: Any) -> None:
         args.output_dir = folder
         own = task.new_processor(few)
         count = number_of_teachers(models)
-        teachers = [
-            task.new_model(models.teacher_layers, models.teacher_width, few, own) for _ in range(count)
-        ]
+        teachers = [task.new_model("teacher", few, own) for _ in range(count)]
         named = models.student_model_name_or_path
         processor = own if named is None else task.load_processor(named)
         owned = [None if named is None else own] * count

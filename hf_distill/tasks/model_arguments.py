@@ -60,6 +60,17 @@ def number_of_teachers(settings: ModelArguments) -> int:
     return len(settings.teacher_model_name_or_path or ()) or settings.teachers_from_seeds or 1
 
 
+def sizes_of(settings: ModelArguments, role: str) -> tuple[int, int, float]:
+    """Return layers, width and dropout of a teacher or a student made here.
+
+    Example:
+        >>> sizes_of(ModelArguments(teacher_layers=4, teacher_dropout=0.2), "teacher")
+        (4, 320, 0.2)
+    """
+    dropout = settings.teacher_dropout if role == "teacher" else 0.1
+    return getattr(settings, f"{role}_layers"), getattr(settings, f"{role}_width"), dropout
+
+
 def last_epoch(settings: ModelArguments) -> int:
     """Return the epoch, from 1, after which a teacher trained here stops; a part of an epoch counts as one.
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from datasets import Dataset, DatasetDict
@@ -18,6 +18,7 @@ from hf_distill.tasks.named_models import load_student, load_tokenizer
 from hf_distill.tasks.teacher_answers import TeacherAnswers, answers_by_logits
 from hf_distill.trainer import DistillationTrainer
 
+Role = Literal["teacher", "student"]
 # Where, among the examples sorted by length, those lie that a model is timed on.
 _TIMED_AT = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -42,6 +43,8 @@ class Task(ABC):
     data_arguments: ClassVar[type]
     model_arguments: ClassVar[type[ModelArguments]] = ModelArguments
     trainer_class: ClassVar[Any] = DistillationTrainer
+    #: Whether Trainer drops columns that no forward accepts; a collator may need them.
+    remove_unused_columns: ClassVar[bool] = True
     #: The names of its metrics, the headline first.
     metrics: ClassVar[tuple[str, ...]]
     #: What is counted in messages and under the table.
@@ -87,8 +90,16 @@ class Task(ABC):
         return {}
 
     @abstractmethod
-    def collator(self, processor: Any) -> Callable[[list[Any]], Any]:
-        """Return what makes a batch, in training and in evaluation, as the examples themselves say."""
+    def collator(
+        self, processor: Any, teacher_processors: Sequence[Any] = (), labelled: bool = True
+    ) -> Callable[[list[Any]], Any]:
+        """Return what makes a batch, in training and in evaluation, as the examples themselves say.
+
+        Args:
+            processor: makes the model's input.
+            teacher_processors: of each teacher its own, or None, where the collator makes its view as well.
+            labelled: the loss reads labels, so that no input may be mixed of several.
+        """
 
     def teacher_collator(self, processor: Any) -> Callable[[list[Any]], Any]:
         """Return what makes a batch where a teacher is trained here."""
@@ -123,10 +134,8 @@ class Task(ABC):
         return all(dict(one(*given)) == dict(other(*given)) for given in (texts[:1], texts))
 
     @abstractmethod
-    def new_model(
-        self, layers: int, width: int, splits: DatasetDict, processor: Any, dropout: float = 0.1
-    ) -> Any:
-        """Return a model with random weights, drawn from the global seed."""
+    def new_model(self, role: Role, splits: DatasetDict, processor: Any) -> Any:
+        """Return a teacher or a student with random weights, drawn from the global seed."""
 
     def make_student(self, teacher: Any, splits: DatasetDict, processor: Any) -> Any:
         """Return a student: pretrained, cut out of the teacher, or of random weights from the global seed.
@@ -143,7 +152,7 @@ class Task(ABC):
                 follow_label_names(student, names)
             return student
         if models.student_model_name_or_path is None:
-            return self.new_model(models.student_layers, models.student_width, splits, processor)
+            return self.new_model("student", splits, processor)
         return load_student(models.student_model_name_or_path, names, self.auto_class)
 
     #: The loss of a teacher trained here where it is not its model's own.

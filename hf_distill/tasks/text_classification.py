@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from datasets import Dataset, DatasetDict
@@ -12,7 +12,8 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 from hf_distill.evaluation.measures import Measure
 from hf_distill.evaluation.metrics import ClassificationMeasure
 from hf_distill.tasks.bert_models import TextModelArguments, check_widths, label_names, new_bert
-from hf_distill.tasks.task import Task
+from hf_distill.tasks.model_arguments import sizes_of
+from hf_distill.tasks.task import Role, Task
 from hf_distill.tasks.text_data import TextDataArguments, encode, load_texts, with_unlabelled
 from hf_distill.tasks.word_dropout import WordDropout
 from hf_distill.tasks.wordpiece import train_tokenizer
@@ -64,7 +65,9 @@ class TextClassification(Task):
         """The longest encoding, in tokens."""
         return {"max_seq_length": self.data.max_seq_length}
 
-    def collator(self, processor: Any) -> Callable[[list[Any]], Any]:
+    def collator(
+        self, processor: Any, teacher_processors: Sequence[Any] = (), labelled: bool = True
+    ) -> Callable[[list[Any]], Any]:
         """Pad."""
         return DataCollatorWithPadding(processor)
 
@@ -82,10 +85,9 @@ class TextClassification(Task):
         texts = [text for name in ("text", "text_pair") if name in train.column_names for text in train[name]]
         return train_tokenizer(texts, self.models.vocabulary_size)
 
-    def new_model(
-        self, layers: int, width: int, splits: DatasetDict, processor: Any, dropout: float = 0.1
-    ) -> Any:
+    def new_model(self, role: Role, splits: DatasetDict, processor: Any) -> Any:
         """Return a BERT classifier."""
+        layers, width, dropout = sizes_of(self.models, role)
         return new_bert(layers, width, splits, processor, self.data.max_seq_length, dropout)
 
     def check(self, args: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,8 @@ from hf_distill.evaluation.token_classification import token_measure
 from hf_distill.items import IGNORED
 from hf_distill.tasks.bert_models import TextModelArguments, bert_config, check_widths
 from hf_distill.tasks.data_arguments import DataArguments, check_sources, complete, given_files, hub_splits
-from hf_distill.tasks.task import Task
+from hf_distill.tasks.model_arguments import sizes_of
+from hf_distill.tasks.task import Role, Task
 from hf_distill.tasks.text_classification import summed_loss
 from hf_distill.tasks.wordpiece import train_tokenizer
 
@@ -115,7 +116,9 @@ class TokenClassification(Task):
 
         return rows.map(tokenize, batched=True, remove_columns=rows.column_names, desc="Tokenizing")
 
-    def collator(self, processor: Any) -> Callable[[list[Any]], Any]:
+    def collator(
+        self, processor: Any, teacher_processors: Sequence[Any] = (), labelled: bool = True
+    ) -> Callable[[list[Any]], Any]:
         """Pad, the labels with -100."""
         return DataCollatorForTokenClassification(processor)
 
@@ -130,10 +133,9 @@ class TokenClassification(Task):
         pieces = [dict(tokenizer(words, is_split_into_words=True)) for tokenizer in (one, other)]
         return bool(one.get_vocab() == other.get_vocab() and pieces[0] == pieces[1])
 
-    def new_model(
-        self, layers: int, width: int, splits: DatasetDict, processor: Any, dropout: float = 0.1
-    ) -> Any:
+    def new_model(self, role: Role, splits: DatasetDict, processor: Any) -> Any:
         """Return a BERT with a class for each position."""
+        layers, width, dropout = sizes_of(self.models, role)
         length, names = self.data.max_seq_length, self.label_names(splits)
         return BertForTokenClassification(bert_config(layers, width, processor, length, dropout, names))
 

@@ -24,6 +24,7 @@ class WordDropout:
     Classification", ACL 2015, section 3.2.
 
     Example:
+        >>> from hf_distill.tasks.wordpiece import train_tokenizer
         >>> tokenizer = train_tokenizer(["a small text", "another text"], 60)
         >>> rows = [tokenizer("a small text"), tokenizer("text")]
         >>> WordDropout(tokenizer, 0.0)(rows)["attention_mask"].sum(-1).tolist()

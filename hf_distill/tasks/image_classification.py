@@ -1,0 +1,278 @@
+"""Images of one class each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from datasets import Dataset, DatasetDict
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    MobileNetV2Config,
+    MobileNetV2ForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
+
+from hf_distill.corpora.files import DataError
+from hf_distill.corpora.images import digit_images, read_images
+from hf_distill.evaluation.measures import Measure
+from hf_distill.evaluation.metrics import ClassificationMeasure
+from hf_distill.image_views import AUGMENTATIONS, ImageViews, pixels
+from hf_distill.masking import ROW, TellEpoch
+from hf_distill.tasks.bert_models import attention_heads, label_names
+from hf_distill.tasks.data_arguments import DataArguments, check_sources, complete, given_files, hub_splits
+from hf_distill.tasks.model_arguments import ModelArguments
+from hf_distill.tasks.task import Role, Task
+from hf_distill.tasks.text_classification import summed_loss
+
+_TIMED_IMAGES = 5
+
+
+@dataclass
+class ImageDataArguments(DataArguments):
+    """Which images to train and report on; without any of them scikit-learn's digits."""
+
+    train_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "A folder with your training images, a folder for each class (or train/ and test/ above these), or "
+            "an .npz archive. Default: built-in digits"
+        },
+    )
+    validation_file: str | None = field(
+        default=None,
+        metadata={"help": "A folder of validation images. Default: a tenth of the training images"},
+    )
+    test_file: str | None = field(
+        default=None, metadata={"help": "A folder of images to report on. Default: the validation images"}
+    )
+    image_column: str = field(
+        default="image", metadata={"help": "The column of a Hub data set with the image"}
+    )
+    label_column: str = field(
+        default="label", metadata={"help": "The column of a Hub data set with the label"}
+    )
+    image_size: int = field(default=32, metadata={"help": "Width and height that models made here read"})
+    augmentation: str = field(
+        default="none",
+        metadata={
+            "help": "What training images are cut out of: a random part (crop), mirrored too (crop_flip), or all",
+            "choices": list(AUGMENTATIONS),
+        },
+    )
+    mixup: float = field(
+        default=0.0,
+        metadata={
+            "help": "Mix training images (Beta parameter); the student then learns from the teacher alone"
+        },
+    )
+    cutmix: float = field(
+        default=0.0, metadata={"help": "Put parts of training images into others; as --mixup"}
+    )
+
+
+@dataclass
+class ImageModelArguments(ModelArguments):
+    """Which teacher and student of images; sizes are those of models trained from random weights."""
+
+    teacher_kind: str = field(
+        default="resnet",
+        metadata={"help": "The architecture of a teacher trained here", "choices": ["resnet", "vit"]},
+    )
+    teacher_layers: int = field(
+        default=1, metadata={"help": "Blocks of each stage (resnet), or layers (vit)"}
+    )
+    teacher_width: int = field(
+        default=32, metadata={"help": "Channels of the first stage (resnet), or width (vit)"}
+    )
+    teacher_epochs: float = field(default=10.0, metadata={"help": "Epochs of a teacher trained here"})
+    teacher_batch_size: int = field(
+        default=32, metadata={"help": "Images per step of a teacher trained here"}
+    )
+    teacher_learning_rate: float = field(
+        default=2e-3, metadata={"help": "Learning rate of a teacher trained here"}
+    )
+    student_layers: int = field(default=0, init=False)
+    student_width: int = field(
+        default=8,
+        metadata={"help": "Channels of a MobileNetV2's first layer: 32 is a width of 1.0, 8 one of 0.25"},
+    )
+
+
+class ImageClassification(Task):
+    """MobileNetV2 students of a ResNet, a ViT, or any classifier of images."""
+
+    name = "image_classification"
+    auto_class = AutoModelForImageClassification
+    data_arguments = ImageDataArguments
+    model_arguments = ImageModelArguments
+    metrics = ("accuracy", "macro_f1", "matthews", "calibration_error")
+    counted = "images"
+    raw_columns = ("image",)
+    remove_unused_columns = False
+    teacher_loss = staticmethod(summed_loss)
+
+    def load(self) -> DatasetDict:
+        """Return images: built in, folders, an archive or a Hub data set."""
+        data = self.data
+        check_sources(data)
+        if data.train_file:
+            splits = read_images(given_files(data))
+        elif data.dataset_name:
+            splits = self._from_hub()
+        else:
+            splits = digit_images()
+        return complete(splits, data)
+
+    def _from_hub(self) -> DatasetDict:
+        found, data = hub_splits(self.data), self.data
+        for column in (data.image_column, data.label_column):
+            if column not in found["train"].column_names:
+                raise DataError(
+                    f"--dataset_name {data.dataset_name}: expected a column {column!r}; it has "
+                    f"{', '.join(map(repr, found['train'].column_names))}. Name the right one with --image_column and "
+                    "--label_column."
+                )
+        names = {data.image_column: "image", data.label_column: "label"}
+        return DatasetDict(
+            {
+                split: rows.select_columns(list(names)).rename_columns(
+                    {old: new for old, new in names.items() if old != new}
+                )
+                for split, rows in found.items()
+            }
+        )
+
+    def label_names(self, splits: DatasetDict) -> list[str]:
+        """Return the names of the classes."""
+        return label_names(splits)
+
+    @property
+    def encoding(self) -> dict[str, Any]:
+        """Size and augmentation, which a teacher trained here sees as well."""
+        return {"image_size": self.data.image_size, "augmentation": self.data.augmentation}
+
+    def encode(
+        self, rows: Dataset, processor: Any, keep_raw: bool = False, training: bool = False
+    ) -> Dataset:
+        """Leave images as they are; a row that may be augmented has its number."""
+        encoded = rows.rename_column("label", "labels")
+        return encoded.add_column(ROW, list(range(len(encoded)))) if training and self._augments else encoded
+
+    @property
+    def _augments(self) -> bool:
+        return self.data.augmentation != "none" or self.data.mixup > 0 or self.data.cutmix > 0
+
+    def collator(
+        self, processor: Any, teacher_processors: Sequence[Any] = (), labelled: bool = True
+    ) -> Callable[[list[Any]], Any]:
+        """Crop, mix and give each model its view."""
+        mixup, cutmix = (0.0, 0.0) if labelled else (self.data.mixup, self.data.cutmix)
+        return ImageViews(processor, teacher_processors, self.data.augmentation, mixup, cutmix)
+
+    def prepare(self, trainer: Any) -> None:
+        """Tell the collator the epoch, and the seed that students have."""
+        collator = trainer.data_collator
+        while not isinstance(collator, ImageViews):
+            collator = collator.collator
+        collator.seed = trainer.args.seed
+        trainer.add_callback(TellEpoch(collator))
+
+    @property
+    def uncached_because(self) -> str | None:
+        """Augmented images are others in each epoch."""
+        return "images are augmented anew each epoch" if self._augments else None
+
+    def new_processor(self, splits: DatasetDict) -> Any:
+        """Return a processor to the size of models made here, with pixels in [-1, 1]."""
+        size = {"height": self.data.image_size, "width": self.data.image_size}
+        return ViTImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+
+    def load_processor(self, name: str, revision: str | None = None) -> Any:
+        """Return the image processor of a named model."""
+        try:
+            return AutoImageProcessor.from_pretrained(name, revision=revision or "main")
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{name!r}: expected an image processor beside the model, received none "
+                f"({str(error).splitlines()[0]}). Save the one it was trained with there: "
+                "processor.save_pretrained(folder)."
+            ) from error
+
+    def read_alike(self, one: Any, other: Any) -> bool:
+        """Whether two processors make the same of an image."""
+        from PIL import Image
+
+        gradient = Image.linear_gradient("L").resize((90, 70)).convert("RGB")
+        views = [pixels(processor, [gradient]) for processor in (one, other)]
+        return views[0].shape == views[1].shape and torch.allclose(views[0], views[1], atol=1e-4)
+
+    def new_model(self, role: Role, splits: DatasetDict, processor: Any) -> Any:
+        """Return a ResNet or a ViT as teacher, and a MobileNetV2 as student."""
+        names = self.label_names(splits)
+        labels: dict[str, Any] = {
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: i for i, name in enumerate(names)},
+        }
+        models, size = self.models, self.data.image_size
+        if role == "student":
+            return MobileNetV2ForImageClassification(
+                MobileNetV2Config(
+                    image_size=size, depth_multiplier=models.student_width / 32, min_depth=8,
+                    classifier_dropout_prob=0.1, **labels,
+                )
+            )  # fmt: skip
+        width, layers = models.teacher_width, models.teacher_layers
+        if models.teacher_kind == "vit":
+            return ViTForImageClassification(
+                ViTConfig(
+                    image_size=size, patch_size=max(size // 8, 1), hidden_size=width, num_hidden_layers=layers,
+                    num_attention_heads=attention_heads(width), intermediate_size=4 * width,
+                    hidden_dropout_prob=models.teacher_dropout, **labels,
+                )
+            )  # fmt: skip
+        return ResNetForImageClassification(
+            ResNetConfig(
+                embedding_size=width, hidden_sizes=[width, 2 * width, 4 * width], depths=[layers] * 3,
+                layer_type="basic", **labels,
+            )
+        )  # fmt: skip
+
+    def check(self, args: Any) -> None:
+        """Raise for a mixture whose labels the loss would need, and for sizes that can't be."""
+        from hf_distill.loss_plan import resolve_loss
+        from hf_distill.schedules import highest
+
+        if (self.data.mixup or self.data.cutmix) and highest(
+            resolve_loss(args, "single_label").label_weight
+        ) > 0:
+            raise ValueError(
+                "--mixup, --cutmix: expected a loss without labels (--alpha 1), since a mixture of images has none, "
+                f"received alpha {args.alpha}. Set --alpha 1, or mix nothing."
+            )
+        if self.models.teacher_kind == "vit" and self.data.image_size % max(self.data.image_size // 8, 1):
+            raise ValueError(
+                f"--image_size: expected a multiple of 8, of which a ViT's patches are made, received "
+                f"{self.data.image_size}."
+            )
+
+    def measure(self, rows: Dataset, encoded: Dataset, processor: Any) -> Measure:
+        """Accuracy, macro F1, Matthews correlation and calibration."""
+        return ClassificationMeasure()
+
+    def lengths(self, encoded: Dataset) -> list[int]:
+        """All images are as large."""
+        return []
+
+    def timed_inputs(self, encoded: Dataset, processor: Any) -> list[dict[str, torch.Tensor]]:
+        """Return some images, one by one."""
+        collate = self.collator(processor)
+        few = range(min(_TIMED_IMAGES, len(encoded)))
+        return [{"pixel_values": collate([encoded[index]])["pixel_values"]} for index in few]
