@@ -59,6 +59,21 @@ def check_label_names(names: Iterable[str] | None) -> None:
         )
 
 
+def makes_labels(collator: Any) -> bool:
+    """Whether a data collator may make labels itself: one for language models, or any of a user's own.
+
+    Example:
+        >>> from transformers import default_data_collator
+        >>> makes_labels(default_data_collator), makes_labels(lambda rows: {})
+        (False, True)
+    """
+    while getattr(collator, "collator", None) is not None:
+        collator = collator.collator
+    name = getattr(collator, "__name__", type(collator).__name__)
+    known = getattr(collator, "__module__", "").startswith("transformers.")
+    return not known or "LanguageModeling" in name
+
+
 def check_label_column(dataset: Any, label_weight: Scheduled, readers: Sequence[str]) -> None:
     """Raise if the loss reads labels, and the training set shows that it has none.
 

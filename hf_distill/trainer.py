@@ -235,7 +235,8 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
             if "input_gradient" in term.objective.needs:
                 self.check_differentiable(term)
         readers = [term.key for term in plan.terms if "labels" in term.objective.needs]
-        data_checks.check_label_column(self.train_dataset, plan.label_weight, readers)
+        if not data_checks.makes_labels(self.data_collator):
+            data_checks.check_label_column(self.train_dataset, plan.label_weight, readers)
         return plan
 
     def _check_given(self, term: Term) -> None:

@@ -32,6 +32,19 @@ class RecipeArguments:
 
 
 @dataclass
+class OnlineRecipeArguments(RecipeArguments):
+    """What to run, of a teacher with an answer for each token of a vocabulary."""
+
+    cache_teacher: bool = field(
+        default=False,
+        metadata={
+            "help": "Ask the teacher about each example once, and keep its answers in --output_dir: 4 bytes for each "
+            "token of the vocabulary at each position"
+        },
+    )
+
+
+@dataclass
 class RecipeDefaultsMixin:
     """Defaults for a small model from random weights, over any ``TrainingArguments``."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,28 +35,37 @@ class Defaults:
         learning_rate: of a student from random weights.
         pretrained_learning_rate: of one with trained weights.
         alpha, temperature: of the loss, where neither these nor objectives are given.
+        loss: or the long form, objectives and label_weight.
         quick: the sizes of ``--quick``, by flag; a number of samples only where the user gives none.
         tunes: whether the recipe has ``--tune``.
+        recipe: the class of what to run.
     """
 
     learning_rate: float
     pretrained_learning_rate: float = 5e-5
     alpha: float = 0.7
     temperature: float = 4.0
+    loss: Mapping[str, Any] = field(default_factory=dict)
     quick: Mapping[str, Any] = field(default_factory=dict)
     tunes: bool = False
+    recipe: type[RecipeArguments] = RecipeArguments
 
-    def fill_in(self, data: Any, models: Any, args: Any, quick: bool) -> None:
-        """Set what depends on other flags."""
-        for name, value in self.quick.items() if quick else ():
+    def shrink(self, data: Any, models: Any, args: Any) -> None:
+        """Set the sizes of ``--quick``."""
+        for name, value in self.quick.items():
             for holder in (data, models, args):
                 if hasattr(holder, name) and not (name.startswith("max_") and getattr(holder, name)):
                     setattr(holder, name, value)
+
+    def fill_in(self, models: Any, args: Any) -> None:
+        """Set what depends on other flags."""
         pretrained = models.student_model_name_or_path or models.student_num_hidden_layers
         if args.learning_rate == 0:
             args.learning_rate = self.pretrained_learning_rate if pretrained else self.learning_rate
         if args.alpha is None and args.temperature is None and args.objectives is None:
-            args.alpha, args.temperature = self.alpha, self.temperature
+            chosen = self.loss or {"alpha": self.alpha, "temperature": self.temperature}
+            for name, value in chosen.items():
+                setattr(args, name, copy.deepcopy(value))
 
 
 def run_recipe(task_class: type[Task], settings: type, defaults: Defaults, argv: Sequence[str]) -> None:
@@ -67,7 +77,7 @@ def run_recipe(task_class: type[Task], settings: type, defaults: Defaults, argv:
         defaults: what is filled in.
         argv: the command line without the program's name.
     """
-    kinds = [task_class.data_arguments, task_class.model_arguments, RecipeArguments, settings]
+    kinds = [task_class.data_arguments, task_class.model_arguments, defaults.recipe, settings]
     tuning = TuningArguments()
     if defaults.tunes:
         *parsed, tuning = parse([*kinds, TuningArguments], argv)
@@ -85,7 +95,10 @@ def run_recipe(task_class: type[Task], settings: type, defaults: Defaults, argv:
             print(line, flush=True)
 
     with short_errors():
-        defaults.fill_in(data, models, args, recipe.quick)
+        if recipe.quick:
+            defaults.shrink(data, models, args)
+        task.fill_in()
+        defaults.fill_in(models, args)
         if recipe.quick:
             tuning.tune_trials = min(tuning.tune_trials, 3)
         _check(task, recipe, tuning, args)

@@ -160,6 +160,9 @@ class Task(ABC):
 
     # ---- checks and measures ------------------------------------------------------------
 
+    def fill_in(self) -> None:  # noqa: B027 - most tasks leave flags as they are
+        """Set those of its own flags that depend on others."""
+
     def check(self, args: Any) -> None:  # noqa: B027 - most tasks take all
         """Raise for arguments that this task can't take, before any data is read.
 

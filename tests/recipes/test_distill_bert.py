@@ -305,7 +305,7 @@ def test_quick_is_quick_with_every_file() -> None:
     recipe = runpy.run_path(str(RECIPE))
     settings = SimpleNamespace(learning_rate=0, alpha=None, temperature=None, objectives=None)
     data = TextDataArguments()
-    recipe["DEFAULTS"].fill_in(data, TextModelArguments(), settings, quick=True)
+    recipe["DEFAULTS"].shrink(data, TextModelArguments(), settings)
     assert data.max_train_samples == data.max_eval_samples == data.max_unlabeled_samples == 600
 
 

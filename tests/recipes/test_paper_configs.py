@@ -70,7 +70,9 @@ def settings_of(config: Path, folder: Path, *words: str) -> tuple[Any, ...]:
     kinds = [TextDataArguments, TextModelArguments, RecipeArguments, TuningArguments]
     words = (str(config), "--output_dir", str(folder), *quiet, *words)
     data, models, choices, _, args = parse([*kinds, recipe().TrainingSettings], words)
-    recipe().DEFAULTS.fill_in(data, models, args, choices.quick)
+    if choices.quick:
+        recipe().DEFAULTS.shrink(data, models, args)
+    recipe().DEFAULTS.fill_in(models, args)
     return data, models, args
 
 

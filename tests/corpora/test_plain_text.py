@@ -1,0 +1,75 @@
+"""Plain text and completions: how they are divided, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hf_distill.corpora.files import DataError
+from hf_distill.corpora.plain_text import paragraphs, read_completions, read_plain_text
+
+
+def book(path: Path, name: str, count: int = 10) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n \n".join(f"{name}\n  {number}" for number in range(count)) + "\n\n\n")
+    return path
+
+
+def test_paragraphs_are_single_lines(tmp_path: Path) -> None:
+    assert paragraphs(book(tmp_path / "a.txt", "a", 3)) == ["a 0", "a 1", "a 2"]
+
+
+def test_one_file_is_cut_into_blocks_that_follow_each_other(tmp_path: Path) -> None:
+    splits = read_plain_text({"train": book(tmp_path / "a.txt", "a", 100)})
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 80, "validation": 5, "test": 15}
+    texts = [*splits["train"]["text"], *splits["validation"]["text"], *splits["test"]["text"]]
+    assert texts == [f"a {number}" for number in range(100)]
+
+
+def test_a_folder_is_divided_by_whole_files(tmp_path: Path) -> None:
+    for name in "abcdefghij":
+        book(tmp_path / f"{name}.md", name, 3)
+    (tmp_path / "README.md").write_text("not a text of it")
+    splits = read_plain_text({"train": tmp_path})
+    files = {name: {text[0] for text in rows["text"]} for name, rows in splits.items()}
+    assert files == {"train": set("abcdefgh"), "validation": {"i"}, "test": {"j"}}
+    few = read_plain_text({"train": tmp_path, "test": tmp_path / "a.md"})
+    assert set(few) == {"train", "test"}
+    assert len(few["train"]) == 30
+
+
+def test_tables_give_a_column(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"body": text}) for text in ("one", "", "two")))
+    assert read_plain_text({"train": path}, "body")["train"]["text"][:] == ["one", "two"]
+    with pytest.raises(DataError, match=r"expected a column 'text'; it has 'body'.*--text_column"):
+        read_plain_text({"train": path})
+
+
+def test_places_without_text(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        read_plain_text({"train": tmp_path / "none"})
+    with pytest.raises(DataError, match=r"expected files ending in .txt or .md, found none"):
+        read_plain_text({"train": tmp_path})
+    with pytest.raises(DataError, match="too few"):
+        read_plain_text({"train": book(tmp_path / "a.txt", "a", 1)})
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"b.txt: can't be read as text in UTF-8"):
+        read_plain_text({"train": tmp_path / "b.txt"})
+
+
+def test_completions_and_their_references(tmp_path: Path) -> None:
+    rows = [("q1", "a"), ("q1", "b"), ("q2", "c"), ("q1", "d")]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"q": prompt, "a": end}) for prompt, end in rows))
+    splits = read_completions({"train": path, "test": path}, "q", "a")
+    assert splits["train"]["completion"][:] == ["a", "b", "c", "d"]
+    assert splits["test"]["references"][:] == [["a", "b"], ["c"], ["d"]]
+    assert splits["test"]["completion"][:] == ["a", "c", "d"]
+    with pytest.raises(DataError, match=r"expected a column 'x'.*--prompt_column"):
+        read_completions({"train": path}, "x", "a")
+    path.write_text('{"q": "a", "a": ""}')
+    with pytest.raises(DataError, match="row 1: expected a prompt and a completion"):
+        read_completions({"train": path}, "q", "a")
