@@ -34,6 +34,8 @@ class DistillationArgumentsMixin:
         label_weight: weight of the label loss in the long form, at least 0. Default 1.
         projection_learning_rate: learning rate of the matrices that feature objectives train where the widths
             differ. Default: ``learning_rate``.
+        distill_on: of heads with a prediction per position, at which the teacher is matched: those with a ``labels``
+            (default), or all ``attended`` ones but special tokens; the label loss is over labels in both cases.
         teacher_revision: branch, tag or commit of a teacher loaded by name.
         teacher_dtype: dtype of a teacher loaded by name (``auto``, ``float32``, ``bfloat16``, ...).
         teacher_attn_implementation: attention kernel of a teacher loaded by name.
@@ -87,6 +89,14 @@ class DistillationArgumentsMixin:
         metadata={
             "help": "Distillation: learning rate of the projections that feature objectives train where widths differ. "
             "Default: learning_rate"
+        },
+    )
+    distill_on: str = field(
+        default="labels",
+        metadata={
+            "help": "Distillation, heads with a prediction per position: match the teacher at positions with a label, "
+            "or at all that are attended to and no special token",
+            "choices": ["labels", "attended"],
         },
     )
     teacher_revision: str | None = field(

@@ -83,11 +83,14 @@ class BatchColumns:
         """Return a batch without what is there for the teacher alone."""
         # A forward(*args, **kwargs) names nothing, and takes what plain Trainer would give it.
         teacher_only = self.teacher - self.student - LABEL_COLUMNS if self.student else frozenset()
+        # What is in labels is in the positions that such a head reads.
+        reads_positions = "start_positions" in self.student and "labels" not in self.student
         prefixes = (TEACHER_PREFIX,) if self.own_encoding else self.own_prefixes
         return {
             key: value
             for key, value in batch.items()
             if key != UNLABELLED_ROWS
+            and (key != "labels" or not reads_positions)
             and (key != SPECIAL_TOKENS or key in self.student)
             and key not in teacher_only
             and not key.startswith(prefixes)

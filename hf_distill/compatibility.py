@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -94,22 +95,14 @@ def check_heads(student: Any, teacher: Any, student_head: Head) -> None:
     Raises:
         ValueError: a regression teacher for a classifier, token logits for an example's, and so on.
     """
-    if (
-        hasattr(getattr(student, "config", None), "num_labels")
-        and "QuestionAnswering" in type(student).__name__
-    ):
-        raise ValueError(
-            f"student: expected a head with one tensor of logits, received {type(student).__name__}, which has start "
-            "and end logits. Question answering is not supported yet."
-        )
     example = [0.0] if student_head.kind == "multi_label" else None
     teacher_head = head_of(teacher, example)
     if (
         getattr(getattr(teacher, "config", None), "problem_type", None) is None
         and teacher.config.num_labels > 1
     ):
-        teacher_head = Head(student_head.kind, teacher_head.positions, teacher_head.shift)
-    if teacher_head != student_head:
+        teacher_head = replace(teacher_head, kind=student_head.kind)
+    if teacher_head.meaning != student_head.meaning:
         raise ValueError(
             f"heads: expected a teacher whose head is the student's ({_describe(student_head)}), received "
             f"{type(teacher).__name__} ({_describe(teacher_head)}). Use the same kind of head and the same "
@@ -118,6 +111,8 @@ def check_heads(student: Any, teacher: Any, student_head: Head) -> None:
 
 
 def _describe(head: Head) -> str:
+    if head.spans:
+        return "the start and the end of a span"
     where = "per position, shifted" if head.shift else "per position" if head.positions else "per example"
     return f"{head.kind}, {where}"
 

@@ -11,6 +11,7 @@ import pyarrow.compute
 from hf_distill.compatibility import predicts_tokens
 from hf_distill.items import IGNORED, Head
 from hf_distill.schedules import Scheduled, as_plain, highest
+from hf_distill.spans import START
 
 _LABEL_COLUMNS = ("labels", "label", "label_ids")
 
@@ -60,18 +61,19 @@ def check_label_names(names: Iterable[str] | None) -> None:
 
 
 def makes_labels(collator: Any) -> bool:
-    """Whether a data collator may make labels itself: one for language models, or any of a user's own.
+    """Whether a data collator makes labels itself: transformers' for language models, or one that says so.
+
+    Args:
+        collator: a data collator; one of a user's own says so by an attribute ``makes_labels`` that is true.
 
     Example:
         >>> from transformers import default_data_collator
-        >>> makes_labels(default_data_collator), makes_labels(lambda rows: {})
-        (False, True)
+        >>> makes_labels(default_data_collator)
+        False
     """
     while getattr(collator, "collator", None) is not None:
         collator = collator.collator
-    name = getattr(collator, "__name__", type(collator).__name__)
-    known = getattr(collator, "__module__", "").startswith("transformers.")
-    return not known or "LanguageModeling" in name
+    return bool(getattr(collator, "makes_labels", False)) or "LanguageModeling" in type(collator).__name__
 
 
 def check_label_column(dataset: Any, label_weight: Scheduled, readers: Sequence[str]) -> None:
@@ -89,7 +91,7 @@ def check_label_column(dataset: Any, label_weight: Scheduled, readers: Sequence[
         >>> check_label_column([{"input_ids": [1]}], 0.5, [])  # a list shows its columns in training
     """
     names = getattr(dataset, "column_names", None)
-    if not names or set(_LABEL_COLUMNS) & set(names):
+    if not names or {*_LABEL_COLUMNS, START} & set(names):
         return
     if highest(label_weight) > 0:
         reason = f"the label loss has the weight {as_plain(label_weight)}"

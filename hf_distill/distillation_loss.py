@@ -20,6 +20,7 @@ from hf_distill.loss_plan import LossPlan, Term
 from hf_distill.normalisation import Normalisation
 from hf_distill.objectives.base import OF_ONE_MODEL, Rows
 from hf_distill.schedules import highest, value_at
+from hf_distill.spans import END, START
 from hf_distill.teachers.finite_check import FiniteCheck
 from hf_distill.teachers.online import add_decoder_inputs, logits_of
 from hf_distill.teachers.preparation import members_of
@@ -162,6 +163,8 @@ class DistillationLossMixin(ExampleTermsMixin, FeatureTermsMixin):
         """Run the student without labels."""
         inputs = self.columns.for_student(batch)
         labels = inputs.pop("labels", None)
+        for name in (START, END):
+            inputs.pop(name, None)
         add_decoder_inputs(self._student(), inputs, labels)
         return model(**inputs)
 
@@ -172,7 +175,9 @@ class DistillationLossMixin(ExampleTermsMixin, FeatureTermsMixin):
     def teacher_columns(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return what the teacher is given of a batch."""
         columns = self.columns.for_teacher(batch)
-        if "labels" in batch:  # read by no forward: a decoder's inputs are made from them
+        if (
+            "labels" in batch and not self.head.spans
+        ):  # read by no forward: a decoder's inputs are made from them
             columns["labels"] = batch["labels"]
         return columns
 
@@ -193,7 +198,7 @@ class DistillationLossMixin(ExampleTermsMixin, FeatureTermsMixin):
         features: Features | None = None,
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor | int]]:
         """Return each term's sum over its rows and their number; none without rows, or of the input."""
-        rows = select_rows(logits_of(outputs, "student"), signals, batch, self.head)
+        rows = select_rows(logits_of(outputs, "student", batch), signals, batch, self.head)
         terms = list(terms)
         sums = self.sums_over(rows, signals, batch, terms, features)
         if self._softness is not None:

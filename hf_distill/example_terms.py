@@ -61,6 +61,11 @@ class ExampleTermsMixin(LabelLossMixin):
             ValueError: a teacher without a model, spaces that are not shared, or a setting of the
                 run under which the student's forward can't be replaced or differentiated.
         """
+        if self.head.spans:
+            raise ValueError(
+                f"objective {term.key!r}: expected a head with an answer per example or position, received one that "
+                "points at spans, whose classes are the positions of the input itself. Use objectives on values."
+            )
         models = [self._student()]
         for one in followed(self.teacher, term.teacher, term.key):
             with one.naming():

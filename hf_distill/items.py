@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from hf_distill.objectives.base import HeadKind, Level, Rows
+from hf_distill.spans import IGNORED as IGNORED
+from hf_distill.spans import points_at_spans
 from hf_distill.teachers.signals import TeacherSignals
 
-IGNORED = -100
 _POSITION_LOSSES = {"ForCausalLM", "ForMaskedLM", "ForTokenClassification", "ForConditionalGeneration"}
 
 
@@ -22,11 +23,22 @@ class Head:
         kind: ``single_label``, ``multi_label`` or ``regression``.
         positions: one prediction per position (tokens) instead of one per example.
         shift: position ``t`` predicts the label of ``t + 1`` (causal language models).
+        spans: two predictions per example, the start and the end of a span, whose classes are positions.
+        attended: with positions, the teacher's items are all attended ones and not those with a label alone.
+        special_ids: tokens that are no items then, where the batch has no ``special_tokens_mask``.
     """
 
     kind: HeadKind
     positions: bool = False
     shift: bool = False
+    spans: bool = False
+    attended: bool = False
+    special_ids: tuple[int, ...] = ()
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """What a teacher's head must have in common with it."""
+        return {name: getattr(self, name) for name in ("kind", "positions", "shift", "spans")}
 
 
 def head_of(model: Any, example_label: Any = None) -> Head:
@@ -45,6 +57,8 @@ def head_of(model: Any, example_label: Any = None) -> Head:
         >>> head_of(BertForSequenceClassification(BertConfig(num_labels=1, **sizes))).kind
         'regression'
     """
+    if points_at_spans(model):
+        return Head("single_label", positions=True, spans=True)
     loss_type = getattr(model, "loss_type", None)
     config = getattr(model, "config", None)
     if loss_type in _POSITION_LOSSES or type(model).__name__.endswith("LMHeadModel"):
@@ -112,12 +126,17 @@ def labels_of_predictions(labels: torch.Tensor, head: Head) -> torch.Tensor:
 def item_mask(batch: dict[str, Any], head: Head) -> torch.Tensor | None:
     """Return which positions are items, ``(batch, length)``, or None where every example is one.
 
-    Positions with a label are items; with no label column, attended and non-special positions are.
+    Positions with a label are items; with no label column, or where the head says so, attended and non-special
+    positions are. Each example has one start and one end, with a label or without.
     """
     if not head.positions:
         return None
     labels = batch.get("labels")
-    if labels is not None:
+    if head.spans:
+        like = labels if labels is not None else batch.get("input_ids", batch.get("inputs_embeds"))
+        assert isinstance(like, torch.Tensor), "a text is given as ids or embeddings"
+        return torch.ones(like.shape[0], 2, dtype=torch.bool, device=like.device)
+    if labels is not None and not head.attended:
         return labelled_mask(labels, head)
     inputs: Any = batch.get("input_ids")
     mask: Any = batch.get("attention_mask")
@@ -127,6 +146,8 @@ def item_mask(batch: dict[str, Any], head: Head) -> torch.Tensor | None:
     special = batch.get("special_tokens_mask")
     if special is not None:
         mask = mask & ~special.bool()
+    elif head.special_ids and inputs is not None:
+        mask = mask & ~torch.isin(inputs, torch.tensor(head.special_ids, device=inputs.device))
     # A prediction needs both its own position and the one it predicts to be text.
     return mask[..., :-1] & mask[..., 1:] if head.shift else mask
 
@@ -171,6 +192,15 @@ def count_labelled(batch: dict[str, Any], head: Head) -> torch.Tensor | int:
     """Return how many labelled items a batch has, without waiting for the device."""
     labels = batch.get("labels")
     return 0 if labels is None else labelled_mask(labels, head).sum()
+
+
+def count_span_labels(batch: dict[str, Any], head: Head) -> tuple[torch.Tensor | int, torch.Tensor | int]:
+    """Return how many starts and how many ends of spans have a label; 0 for other heads."""
+    labels = batch.get("labels")
+    if not head.spans or labels is None:
+        return 0, 0
+    told = labels.ne(IGNORED).sum(0)
+    return told[0], told[1]
 
 
 def batch_size(batch: dict[str, Any]) -> int:

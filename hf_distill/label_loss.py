@@ -13,9 +13,10 @@ from transformers.utils import logging
 
 from hf_distill.columns import UNLABELLED_ROWS, BatchColumns
 from hf_distill.compatibility import predicts_tokens
-from hf_distill.items import IGNORED, Head, count_items, count_labelled, labelled_mask
+from hf_distill.items import IGNORED, Head, count_items, count_labelled, count_span_labels, labelled_mask
 from hf_distill.normalisation import Normalisation, probe_normalisation, undisturbed
 from hf_distill.objectives.base import at_least_float32
+from hf_distill.spans import END, START, span_loss_sums
 from hf_distill.teachers.online import logits_of
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ else:
 
 logger = logging.get_logger(__name__)
 
-_LEVELS = ("label", "item", "example", "token")
+# Starts and ends of spans have each a count of their labels.
+_LEVELS = ("label", "item", "example", "token", "start", "end")
 
 
 class LabelLossMixin(_Base):
@@ -61,7 +63,9 @@ class LabelLossMixin(_Base):
         return "labels" in batches[0]
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """Count as Trainer does, but a NaN label is no item."""
+        """Count as Trainer does, but a NaN label is no item, and of spans it counts nothing."""
+        if self.head.spans:
+            return None
         if self.head.kind != "single_label" and any(UNLABELLED_ROWS in batch for batch in batch_samples):
             batch_samples = [
                 {**batch, "labels": batch["labels"].masked_fill(batch["labels"].isnan(), IGNORED)}
@@ -79,6 +83,7 @@ class LabelLossMixin(_Base):
                 count_items(batch, self.head),
                 count_items(batch, self.head, "example"),
                 count_items(batch, self.head, "token"),
+                *count_span_labels(batch, self.head),
             )
             counts += torch.stack([torch.as_tensor(c, dtype=torch.float64).to(device) for c in local])
         if self.accelerator.num_processes > 1:
@@ -93,6 +98,8 @@ class LabelLossMixin(_Base):
         """Return the label loss, scaled over the accumulated batch, and the student's outputs."""
         loss, outputs, normalisation = self.unscaled_label_loss(model, batch, num_items)
         loss = at_least_float32(loss)
+        if self.head.spans and self._matches_functional_loss is not False:
+            return self._loss_of_spans(outputs, batch), outputs
         scale = self._label_scale(batch, count_labelled(batch, self.head), normalisation)
         return loss * scale.to(loss.dtype), outputs
 
@@ -108,13 +115,27 @@ class LabelLossMixin(_Base):
         if UNLABELLED_ROWS in batch:
             return self._loss_of_labelled_rows(model, batch, num_items)
         inputs = self.columns.for_student(batch)
-        if self.head.kind == "single_label":
+        if self.head.spans:
+            labels, places = batch["labels"], {START: 0, END: 1}
+            for name, which in places.items():  # as below
+                none = (labels[:, which] == IGNORED).all()
+                inputs[name] = torch.where(none, torch.zeros_like(inputs[name]), inputs[name])
+        elif self.head.kind == "single_label":
             # A batch without one label is 0 / 0 in the model's own mean, and 0 * NaN is NaN: give it
             # labels, and the loss the weight 0. Asking first whether it is so would wait for the device.
             labels = inputs["labels"]
             none = torch.as_tensor(count_labelled(batch, self.head)) == 0
             inputs["labels"] = torch.where(none, torch.zeros_like(labels), labels)
         return *self._trainers_loss(model, inputs, num_items), self._normalisation
+
+    def _loss_of_spans(self, outputs: Any, batch: dict[str, Any]) -> torch.Tensor:
+        """Return the models' own loss, the mean of starts' and ends', each over its own labels in the whole batch."""
+        sums = span_loss_sums(logits_of(outputs, "student"), batch["labels"])
+        counts = count_span_labels(batch, self.head)
+        shares = [self._share(level, count) for level, count in zip(("start", "end"), counts, strict=True)]
+        return (
+            torch.stack([total * share for total, share in zip(sums, shares, strict=True)]).sum().float() / 2
+        )
 
     def _label_scale(
         self, batch: dict[str, Any], labelled: torch.Tensor | int, normalisation: Normalisation
@@ -161,7 +182,7 @@ class LabelLossMixin(_Base):
 
     def own_count(self, batch: dict[str, Any]) -> torch.Tensor | None:
         """Return the batch's own ``num_items_in_batch``, as Trainer counts it, or None if it hands none over."""
-        if not self._counts_are_used():
+        if self.head.spans or not self._counts_are_used():
             return None
         labels = batch["labels"]
         if labels.is_floating_point():
@@ -234,6 +255,8 @@ class LabelLossMixin(_Base):
                 if key != UNLABELLED_ROWS
             }
         inputs, tolerance = self.columns.for_student(batch), self._tolerance()
+        if self.head.spans:
+            return self._probe_spans(batch, tolerance)
         with undisturbed(self._probed_model()), self.compute_loss_context_manager():
             answer = Normalisation.UNKNOWN
             if inputs["labels"].shape[0] > 0:
@@ -241,6 +264,17 @@ class LabelLossMixin(_Base):
                 answer = probe_normalisation(self._loss_under_count, inputs, self.head, tolerance, classes)
                 self._matches_functional_loss = self._has_functional_loss(inputs, tolerance)
         return self._agree(answer)
+
+    def _probe_spans(self, batch: dict[str, Any], tolerance: float) -> Normalisation:
+        """Find out whether a model's own loss is the usual one, which can be taken over starts and ends apart."""
+        with undisturbed(self._probed_model()), self.compute_loss_context_manager():
+            loss, outputs, _ = self.unscaled_label_loss(self._probed_model(), batch, None)
+            sums = span_loss_sums(logits_of(outputs, "student"), batch["labels"])
+            usual = (sums / (batch["labels"] != IGNORED).sum(0).clamp(min=1)).mean()
+        both = bool((batch["labels"] != IGNORED).any(0).all())
+        alike = not both or bool((loss - usual).abs() <= tolerance * usual.abs())
+        self._matches_functional_loss = alike
+        return self._agree(Normalisation.MEAN if alike else Normalisation.NEITHER)
 
     def _number_of_classes(self) -> int | None:
         """Return how many classes the labels have, unless they are tokens, whose weights nobody sets."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy
 import torch
@@ -48,6 +48,9 @@ class RowKeyedMasking:
         >>> torch.equal(masking(rows)["input_ids"], masking(rows)["input_ids"])
         True
     """
+
+    #: Data without a label column will do.
+    makes_labels: ClassVar[bool] = True
 
     tokenizer: Any
     rate: float = 0.15

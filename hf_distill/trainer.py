@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,13 +26,14 @@ from hf_distill.columns import (
 )
 from hf_distill.evaluation.loop import EvaluationMixin
 from hf_distill.features import FeatureNeeds
-from hf_distill.items import head_of
+from hf_distill.items import Head, head_of
 from hf_distill.launch import check_launch
 from hf_distill.loss_plan import DEFAULT_ALPHA, DEFAULT_TEMPERATURE, LossPlan, Term, resolve_loss
 from hf_distill.normalisation import Normalisation, untouched_randomness
 from hf_distill.objectives.base import OF_ONE_MODEL
 from hf_distill.projections import ProjectionKey
 from hf_distill.publishing import PublishingMixin
+from hf_distill.spans import SpanLabels
 from hf_distill.students import warn_about_random_start
 from hf_distill.support import check_supported
 from hf_distill.teachers.ensemble import TeacherEnsemble
@@ -97,7 +99,7 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         data_checks.check_splits(self.train_dataset, self.eval_dataset)
         data_checks.check_label_names(self.args.label_names)
         compatibility.check_has_config(self._student())
-        self.head = head_of(self._student(), self._example_label())
+        self.head = self._head()
         self.teacher = self._make_teacher(teacher)
         self.encodings = teacher_encodings(self.teacher, teacher_processing_class)
         self.columns = self._make_columns()
@@ -117,6 +119,19 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         # Trainer has seeded by now, and a data set that augments draws random numbers.
         with untouched_randomness():
             return self._first_label()
+
+    def _head(self) -> Head:
+        """Return what the student's outputs mean, and which positions the teacher's items are."""
+        head = head_of(self._student(), self._example_label())
+        chosen = getattr(self.args, "distill_on", "labels")
+        if chosen not in ("labels", "attended"):
+            raise ValueError(f"distill_on: expected labels or attended, received {chosen!r}.")
+        if not head.positions or head.spans or chosen == "labels":
+            return head
+        tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
+        special = set(getattr(tokenizer, "all_special_ids", ())) - {getattr(tokenizer, "mask_token_id", None)}
+        # What a causal model is to say next may well be the end.
+        return replace(head, attended=True, special_ids=() if head.shift else tuple(sorted(special)))
 
     def _first_label(self) -> Any:
         for dataset in self._datasets():
@@ -198,6 +213,8 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
 
     def _wrap_collator(self) -> None:
         """Let the collator encode for the teacher, mark unlabelled rows, and look answers up, where it is needed."""
+        if self.head.spans:
+            self.data_collator = SpanLabels(self.data_collator)
         if self.encodings or self.head.kind != "single_label":
             self.data_collator = DistillationCollator(
                 self.data_collator,

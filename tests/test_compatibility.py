@@ -202,10 +202,14 @@ def test_heads_that_do_not_fit(student, teacher, expected, received):
         check_heads(student, teacher, head_of(student))
 
 
-def test_question_answering_is_refused_by_name():
+def test_a_teacher_of_spans_is_no_classifiers():
     student = BertForQuestionAnswering(config())
-    with pytest.raises(ValueError, match=r"BertForQuestionAnswering.*not supported yet"):
-        check_heads(student, student, head_of(student))
+    check_heads(student, student, head_of(student))
+    other = BertForTokenClassification(config())
+    with pytest.raises(
+        ValueError, match="the start and the end of a span.*received BertForTokenClassification"
+    ):
+        check_heads(student, other, head_of(student))
 
 
 # ---- vocabulary ------------------------------------------------------------------------

@@ -45,6 +45,11 @@ def source_of(
     model: Any = online.model
     config = model.config
     head = head_of(model)
+    if head.spans:
+        raise CacheError(
+            f"teacher: expected an answer over classes, received {type(model).__name__}, whose classes are the "
+            "positions of each text. Ask it online."
+        )
     # Its input is made from labels, which it predicts one by one.
     decodes = bool(getattr(config, "is_encoder_decoder", False)) and head.positions
     if decodes and hidden_states:
@@ -74,7 +79,7 @@ def source_of(
         ),
         labels=None if tokens else names,
         classes=config.vocab_size if tokens else config.num_labels,
-        head=asdict(head),
+        head=head.meaning,
         signals=signals.describe(),
         hidden_states=tuple(sorted(hidden_states)),
         shape=shape,

@@ -279,7 +279,7 @@ class TeacherCache:
         Raises:
             ValueError: another head or other labels.
         """
-        own = asdict(head)
+        own = head.meaning
         if dict(self.source.head) != own:
             raise ValueError(
                 f"heads: expected a cache of the student's head ({own}), received one of {dict(self.source.head)} from "

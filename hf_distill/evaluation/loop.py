@@ -17,12 +17,15 @@ from hf_distill.distillation_loss import DistillationLossMixin, weighted_sum
 from hf_distill.evaluation.agreement import agreement_sums, finish_agreement, teacher_scores
 from hf_distill.evaluation.retention import retention
 from hf_distill.features import Features
-from hf_distill.items import batch_size, count_labelled, select_rows, slice_batch
+from hf_distill.items import IGNORED, batch_size, count_labelled, select_rows, slice_batch
 from hf_distill.loss_plan import LossPlan
+from hf_distill.spans import span_loss_sums
 from hf_distill.teachers.online import logits_of
 from hf_distill.teachers.signals import label_free
 
 logger = logging.get_logger(__name__)
+# Starts and ends of spans, whose label losses have each a count.
+_SPAN_PARTS = ("label_start", "label_end")
 
 
 @dataclass
@@ -136,14 +139,19 @@ class EvaluationMixin(DistillationLossMixin):
         loss = torch.zeros((), device=self.args.device) if loss is None else loss.float()
         if prediction_loss_only:
             return loss, None, None
-        logits = logits_of(outputs, "student").detach()
+        logits = self._shown(logits_of(outputs, "student").detach())
+        labels = self._shown(labels)
         if self._pass is not None and self._pass.keep_teacher:
             scores = teacher_scores(label_free(signals), self.head)
             if scores is not None:
-                self._keep_teacher_logits(scores, labels, batch)
+                self._keep_teacher_logits(self._shown(scores), labels, batch)
         if getattr(self.args, "predict_with_generate", False):
             return loss, self._generated(model, batch, ignore_keys)[1], labels
         return loss, logits, labels
+
+    def _shown(self, values: Any) -> Any:
+        """Return logits or labels as plain Trainer hands them on: of spans, starts and ends apart."""
+        return tuple(values.unbind(1)) if self.head.spans and values is not None else values
 
     def _plan_now(self) -> LossPlan:
         """Return the loss as it is at this step, with the terms whose weight is 0 there.
@@ -154,6 +162,8 @@ class EvaluationMixin(DistillationLossMixin):
 
     def _lacks_decoder_inputs(self, batch: dict[str, Any]) -> bool:
         """Whether an encoder-decoder has nothing to predict the next token from: no labels to shift."""
+        if self.head.spans:
+            return False
         makes_them = hasattr(self._student(), "prepare_decoder_input_ids_from_labels")
         return makes_them and batch.get("labels") is None and "decoder_input_ids" not in batch
 
@@ -182,7 +192,13 @@ class EvaluationMixin(DistillationLossMixin):
             own = slice_batch(batch, slice(0, max(rows, 1)))
             loss, _, _ = self.unscaled_label_loss(model, own, self.own_count(own))
             labelled = count_labelled(own, self.head) if rows else 0
-        if self._pass is not None:
+        if self._pass is not None and self.head.spans:
+            sums = span_loss_sums(logits_of(outputs, "student")[: batch_size(own)], own["labels"])
+            told = (own["labels"] != IGNORED).sum(0)
+            kept = (0, 0) if self._filled_up() and not self._own_rows(batch) else told
+            for which, name in enumerate(_SPAN_PARTS):
+                self._pass.add(name, sums[which] * bool(self._own_rows(batch)), kept[which])
+        elif self._pass is not None:
             self._pass.add("label", loss.double() * labelled, labelled)
         return {"label": loss}, outputs
 
@@ -199,7 +215,8 @@ class EvaluationMixin(DistillationLossMixin):
         if rows_kept.stop == 0:
             return {}
         own, signals = slice_batch(batch, rows_kept), signals.select(rows_kept)
-        rows = select_rows(logits_of(outputs, "student")[rows_kept], signals, own, self.head)
+        logits = logits_of(outputs, "student", batch)[rows_kept]
+        rows = select_rows(logits, signals, own, self.head)
         # As the label loss, an objective that reads labels is left out where a set to predict has none.
         terms = [t for t in plan.terms if rows.labels is not None or "labels" not in t.objective.needs]
         inside = None if features is None else features.select(rows_kept)
@@ -252,7 +269,7 @@ class EvaluationMixin(DistillationLossMixin):
         """Return the loss, its parts, agreement and mean KL, over the items of all processes."""
         assert self._pass is not None
         plan = self._plan_now()
-        keys = [*plan.weights, "agreement", "mean_kl"]
+        keys = [*plan.weights, "agreement", "mean_kl", *_SPAN_PARTS]
         nothing = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         table = torch.stack([self._pass.sums.get(key, nothing).to(self.args.device) for key in keys])
         if self.accelerator.num_processes > 1:
@@ -260,6 +277,9 @@ class EvaluationMixin(DistillationLossMixin):
         means = {
             key: total / count for key, (total, count) in zip(keys, table.tolist(), strict=True) if count
         }
+        halves = [means.pop(name) for name in _SPAN_PARTS if name in means]
+        if halves:  # the models' own loss: the mean of both
+            means["label"] = sum(halves) / len(_SPAN_PARTS)
         parts = {key: value for key, value in means.items() if key not in ("agreement", "mean_kl")}
         result = {}
         loss = weighted_sum(plan, parts)

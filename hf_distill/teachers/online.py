@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 
 from hf_distill.columns import accepted_columns
 from hf_distill.features import FeatureNeeds, observed
+from hf_distill.spans import span_logits, without_padding
 from hf_distill.teachers.signals import DenseSignals, TeacherSignals
 
 _AUTO_CLASSES = tuple(
@@ -86,7 +87,7 @@ class OnlineTeacher:
             inputs["use_cache"] = False
         with self.autocast():
             outputs = self.model(**inputs)
-        logits = logits_of(outputs, "teacher")
+        logits = logits_of(outputs, "teacher", inputs)
         if self.label_order is not None:
             if self._order is None or self._order.device != logits.device:
                 self._order = torch.tensor(self.label_order, device=logits.device)
@@ -101,12 +102,20 @@ def add_decoder_inputs(model: Any, inputs: dict[str, Any], labels: torch.Tensor 
         inputs["decoder_input_ids"] = prepare(labels=labels)
 
 
-def logits_of(outputs: Any, who: str) -> torch.Tensor:
+def logits_of(outputs: Any, who: str, inputs: Mapping[str, Any] | None = None) -> torch.Tensor:
     """Return the logits of a model's output, or say what the output holds instead.
+
+    Args:
+        outputs: of a model's forward.
+        who: gave it, for the message.
+        inputs: what the model was given: of starts and ends of spans, padding is ruled out by it.
 
     Raises:
         ValueError: an output without logits.
     """
+    spans = span_logits(outputs)
+    if spans is not None:
+        return spans if inputs is None else without_padding(spans, inputs)
     logits = outputs.get("logits") if isinstance(outputs, dict) else getattr(outputs, "logits", None)
     if logits is None and isinstance(outputs, tuple) and outputs:
         logits = outputs[1] if outputs[0].dim() == 0 and len(outputs) > 1 else outputs[0]

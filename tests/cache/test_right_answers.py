@@ -241,7 +241,12 @@ def test_hidden_states_of_an_example_without_tokens(tmp_path: Path) -> None:
 def test_a_cache_of_the_next_token_does_not_answer_for_this_one(tmp_path: Path) -> None:
     cache = captured(tmp_path / "cache", classifier("llama_lm"), documents(*TEXTS))
     student = classifier("bert_mlm")
-    assert dict(cache.source.head) == {"kind": "single_label", "positions": True, "shift": True}
+    assert dict(cache.source.head) == {
+        "kind": "single_label",
+        "positions": True,
+        "shift": True,
+        "spans": False,
+    }
     with pytest.raises(ValueError, match=r"'shift': False.*'shift': True"):
         cache.prepared(student, head_of(student))
 
