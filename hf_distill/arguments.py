@@ -91,11 +91,11 @@ class DistillationArgumentsMixin:
             "Default: learning_rate"
         },
     )
-    distill_on: str = field(
-        default="labels",
+    distill_on: str | None = field(
+        default=None,
         metadata={
             "help": "Distillation, heads with a prediction per position: match the teacher at positions with a label, "
-            "or at all that are attended to and no special token",
+            "or at all that are attended and no special token. Default: labels",
             "choices": ["labels", "attended"],
         },
     )

@@ -72,7 +72,9 @@ class DistillationLossMixin(ExampleTermsMixin, FeatureTermsMixin):
         self._prepare_features()
         self._normalisation, self._totals = Normalisation.UNKNOWN, None
         self._part_sums, self._pending_parts = {}, {}
-        self._softness = SoftnessMeter(self.head.kind) if self.is_world_process_zero() else None
+        # Of spans each text has its own number of classes, and so its own highest entropy.
+        watched = self.is_world_process_zero() and not self.head.spans
+        self._softness = SoftnessMeter(self.head.kind) if watched else None
         try:
             return super()._inner_training_loop(*args, **kwargs)
         finally:

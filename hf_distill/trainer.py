@@ -123,7 +123,7 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
     def _head(self) -> Head:
         """Return what the student's outputs mean, and which positions the teacher's items are."""
         head = head_of(self._student(), self._example_label())
-        chosen = getattr(self.args, "distill_on", "labels")
+        chosen = getattr(self.args, "distill_on", None) or "labels"
         if chosen not in ("labels", "attended"):
             raise ValueError(f"distill_on: expected labels or attended, received {chosen!r}.")
         if not head.positions or head.spans or chosen == "labels":

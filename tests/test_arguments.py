@@ -22,6 +22,7 @@ COMMAND_LINE = {
     "objectives": (json.dumps(OBJECTIVES), json.dumps(OBJECTIVES)),
     "label_weight": ("2", 2.0),
     "projection_learning_rate": ("1e-3", 1e-3),
+    "distill_on": ("attended", "attended"),
     "teacher_revision": ("v1", "v1"),
     "teacher_dtype": ("bfloat16", "bfloat16"),
     "teacher_attn_implementation": ("eager", "eager"),

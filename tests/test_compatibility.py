@@ -207,7 +207,7 @@ def test_a_teacher_of_spans_is_no_classifiers():
     check_heads(student, student, head_of(student))
     other = BertForTokenClassification(config())
     with pytest.raises(
-        ValueError, match="the start and the end of a span.*received BertForTokenClassification"
+        ValueError, match=r"the start and the end of a span.*received BertForTokenClassification"
     ):
         check_heads(student, other, head_of(student))
 

@@ -112,8 +112,9 @@ class ComparisonReport:
             }
             difference = paired_bootstrap(sums["distilled"], sums["alone"], measure=measure)
         rows["student_distilled"] = of_students("distilled")
+        examples = len(measure.statistics(teachers[0].predictions, labels))
         named = list(zip(self.job.teacher_folders, each, strict=True))
-        return summarise(rows, self._settings(), difference, named, measure)
+        return summarise(rows, self._settings(examples), difference, named, measure)
 
     @property
     def _rows(self) -> Any:
@@ -142,7 +143,7 @@ class ComparisonReport:
             teacher.to(waits)
         return costs
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self, examples: int) -> dict[str, Any]:
         trainer, job = self.firsts["distilled"], self.job
         lengths = job.task.lengths(job.encoded["train"])
         return {
@@ -150,7 +151,7 @@ class ComparisonReport:
             "seeds": self.seeds,
             "reported_on": job.report_on,
             "counted": job.task.counted,
-            "test_texts": len(self._rows),
+            "test_texts": examples,
             "train_texts": len(job.encoded["train"]),
             **({"mean_tokens": round(statistics.fmean(lengths), 1)} if lengths else {}),
             "processes": trainer.args.world_size,

@@ -57,7 +57,7 @@ def answers_by_logits(trainer: DistillationTrainer, teachers: int) -> list[Teach
 
 def gathered(trainer: DistillationTrainer, scores: Any, labels: Any) -> Any:
     """Return a batch's logits of all processes, as a trainer gathers its student's: shrunk by its measure."""
-    scores = trainer.accelerator.pad_across_processes(scores, dim=1, pad_index=-100)
+    scores = trainer.accelerator.pad_across_processes(trainer._shown(scores), dim=1, pad_index=-100)
     if trainer.preprocess_logits_for_metrics is not None:
         scores = trainer.preprocess_logits_for_metrics(scores, labels)
     return trainer.accelerator.gather_for_metrics(scores)

@@ -1,0 +1,76 @@
+"""SQuAD's files: read, divided by article, and refused where an answer is not there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_distill.corpora.files import DataError
+from hf_distill.corpora.squad import read_questions
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+CONTEXT = "Paris is the capital of France."
+
+
+def article(title: str, start: int = 0, text: str = "Paris") -> dict[str, Any]:
+    answers = [{"text": text, "answer_start": start}]
+    asked = {"id": title, "question": f"What of {title}?", "answers": answers}
+    return {"title": title, "paragraphs": [{"context": CONTEXT, "qas": [asked]}]}
+
+
+def write(path: Path, articles: list[dict[str, Any]]) -> Path:
+    path.write_text(json.dumps({"version": "1.1", "data": articles}))
+    return path
+
+
+def test_articles_are_never_in_two_splits(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", [article(name) for name in "abcdefghij"])
+    splits = read_questions({"train": path})
+    titles = {name: set(rows["title"]) for name, rows in splits.items()}
+    assert {name: len(found) for name, found in titles.items()} == {"train": 6, "validation": 1, "test": 3}
+    assert not set.intersection(*titles.values())
+    assert {name: set(rows["title"]) for name, rows in read_questions({"train": path}).items()} == titles
+    given = read_questions({"train": path, "test": path})
+    assert len(given["train"]) == 10
+
+
+def test_rows_with_its_columns(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    row = {"context": CONTEXT, "question": "?", "answers": {"text": ["France"], "answer_start": [24]}}
+    path.write_text(json.dumps(row) + "\n" + json.dumps(row))
+    found = read_questions({"train": path})["train"]
+    assert len(found) == 2
+    assert found[0]["answers"] == row["answers"]
+
+
+@pytest.mark.parametrize(
+    ("articles", "message"),
+    [
+        ([article("a", 1)], r"question 1: expected the answer 'Paris' at 1 of the context, found 'aris '"),
+        ([article("a", 0, "")], "expected the answer ''"),
+        ([{"title": "a", "paragraphs": [{"context": CONTEXT}]}], "expected SQuAD's JSON"),
+        ([], "at least one question"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, articles: list[Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_questions({"train": write(tmp_path / "a.json", articles)})
+
+
+def test_questions_without_an_answer_and_other_columns(tmp_path: Path) -> None:
+    none = article("a")
+    none["paragraphs"][0]["qas"][0]["answers"] = []
+    with pytest.raises(DataError, match="Remove questions without an answer"):
+        read_questions({"train": write(tmp_path / "a.json", [none])})
+    (tmp_path / "b.jsonl").write_text('{"question": "?"}')
+    with pytest.raises(DataError, match="of which 'context' is missing"):
+        read_questions({"train": tmp_path / "b.jsonl"})
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
+def test_the_shared_data_is_read() -> None:
+    splits = read_questions({"train": SHARED / "xquad" / "xquad.en.json"})
+    assert sum(len(rows) for rows in splits.values()) == 1190
