@@ -3,6 +3,7 @@
 from hf_distill.arguments import DistillationArgumentsMixin, DistillationTrainingArguments
 from hf_distill.cache.errors import CacheError
 from hf_distill.cache.teacher_cache import TeacherCache
+from hf_distill.seq2seq import DistillationSeq2SeqTrainer, DistillationSeq2SeqTrainingArguments
 from hf_distill.students import evenly_spaced_layers, student_from_teacher
 from hf_distill.teachers.ensemble import TeacherEnsemble
 from hf_distill.trainer import DistillationMixin, DistillationTrainer
@@ -13,6 +14,8 @@ __all__ = [
     "CacheError",
     "DistillationArgumentsMixin",
     "DistillationMixin",
+    "DistillationSeq2SeqTrainer",
+    "DistillationSeq2SeqTrainingArguments",
     "DistillationTrainer",
     "DistillationTrainingArguments",
     "PushError",

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,15 @@ class Comparison:
         reported = self.encoded[self.report_on]
         self.measure: Measure = self.task.measure(self.splits[self.report_on], reported, self.processor)
 
+    @cached_property
+    def _taught(self) -> Any:
+        """What a distilled student is trained on: the data, unless the teacher writes it."""
+        given = (self.splits["train"], self.teachers, self.processor, self.args, self.say)
+        written = self.task.taught_rows(*given)
+        if written is None:
+            return self.encoded["train"]
+        return self.task.encode(written, self.processor, training=True)
+
     @property
     def report_on(self) -> str:
         """The split that models are measured on."""
@@ -186,7 +196,7 @@ class Comparison:
         teachers: list[Any] = self.teachers if self.caches is None else [*self.caches]
         set_seed(seed)  # both students of a seed start from the same weights
         student = self.task.make_student(self.teachers[0], self.splits, self.processor)
-        train = self.encoded["train"]
+        train = self._taught if kind == "distilled" else self.encoded["train"]
         if "unlabeled" in self.encoded:
             rows = len(train) + len(self.encoded["unlabeled"])
             if kind == "distilled":

@@ -10,12 +10,15 @@ from transformers import PreTrainedTokenizerFast
 END, PADDING = "<|endoftext|>", "<|pad|>"
 
 
-def train_byte_pairs(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
+def train_byte_pairs(
+    texts: Iterable[str], vocabulary_size: int, ends: bool = False
+) -> PreTrainedTokenizerFast:
     """Train a byte-level tokenizer that reads any text, with an end of text and a padding token.
 
     Args:
         texts: to learn pairs from.
         vocabulary_size: most tokens; the 256 bytes and two special ones are always there.
+        ends: put the end of text behind each text, as encoder-decoders want it.
 
     Source: Radford et al. 2019, GPT-2 (byte-level byte pair encoding); Sennrich et al. 2016, arXiv 1508.07909.
 
@@ -28,6 +31,10 @@ def train_byte_pairs(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTo
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    if ends:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"$A {END}", special_tokens=[(END, 0)]
+        )
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
         special_tokens=[END, PADDING],

@@ -197,6 +197,20 @@ class Task(ABC):
         """
         return answers_by_logits(trainer, len(teachers))
 
+    def taught_rows(
+        self, rows: Dataset, teachers: list[Any], processor: Any, args: Any, say: Callable[[str], None]
+    ) -> Dataset | None:
+        """Return the raw examples that a distilled student is trained on, where they are others than the data's.
+
+        Args:
+            rows: the raw training examples.
+            teachers: the models.
+            processor: of the student.
+            args: the recipe's training arguments.
+            say: tells the user what is being done.
+        """
+        return None
+
     def lengths(self, encoded: Dataset) -> list[int]:
         """Return how long each encoded example is."""
         return [len(ids) for ids in encoded["input_ids"]]
