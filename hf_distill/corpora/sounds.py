@@ -1,0 +1,196 @@
+"""Sounds with a class each: tones made on the spot, and folders of WAV files."""
+
+from __future__ import annotations
+
+import os
+import re
+import wave
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
+from numpy.typing import NDArray
+from scipy.signal import resample_poly
+
+from hf_distill.corpora.files import DataError
+
+RATE, SECONDS = 8000, 0.5
+SOUNDS = {"train": 1600, "validation": 300, "test": 800}
+Waveform = NDArray[numpy.float32]
+
+
+def _steady(
+    time: NDArray[numpy.float64], pitch: float, draw: numpy.random.Generator
+) -> NDArray[numpy.float64]:
+    return numpy.full_like(time, pitch)
+
+
+def _glide(direction: float) -> Callable[..., NDArray[numpy.float64]]:
+    def pitch_at(
+        time: NDArray[numpy.float64], pitch: float, draw: numpy.random.Generator
+    ) -> NDArray[numpy.float64]:
+        octaves = direction * draw.uniform(0.15, 0.5)
+        return pitch * 2 ** (octaves * (time / SECONDS - 0.5))
+
+    return pitch_at
+
+
+def _vibrato(
+    time: NDArray[numpy.float64], pitch: float, draw: numpy.random.Generator
+) -> NDArray[numpy.float64]:
+    return pitch * (1 + draw.uniform(0.02, 0.05) * numpy.sin(2 * numpy.pi * draw.uniform(5, 9) * time))
+
+
+def _jump(time: NDArray[numpy.float64], pitch: float, draw: numpy.random.Generator) -> NDArray[numpy.float64]:
+    step = 2 ** draw.choice([-0.3, 0.3])
+    return numpy.where(time < SECONDS * draw.uniform(0.35, 0.65), pitch, pitch * step)
+
+
+# How the pitch of each kind of sound moves; the last two are heard by their loudness and their timbre.
+KINDS: dict[str, Callable[..., NDArray[numpy.float64]]] = {
+    "steady": _steady, "rising": _glide(1.0), "falling": _glide(-1.0), "vibrato": _vibrato, "jump": _jump,
+    "tremolo": _steady, "harmonics": _steady,
+}  # fmt: skip
+
+
+def tones() -> DatasetDict:
+    """The built-in sounds: tones, glides, trills and the like in noise, half a second each at 8 kHz.
+
+    Pitch, phase, loudness and noise are drawn anew for each, by the number of the sound alone.
+
+    Returns:
+        Splits `train` (1,600 sounds), `validation` (300) and `test` (800), with the columns `audio` (floats) and
+        `label` (ClassLabel with 7 names).
+
+    Example:
+        >>> sounds = tones()
+        >>> {name: len(rows) for name, rows in sounds.items()}, len(sounds["test"][0]["audio"])
+        ({'train': 1600, 'validation': 300, 'test': 800}, 4000)
+    """
+    names, start, splits = list(KINDS), 0, {}
+    for name, count in SOUNDS.items():
+        labels = [number % len(names) for number in range(count)]
+        waves = [tone(names[label], start + number) for number, label in enumerate(labels)]
+        splits[name] = _rows(waves, [names[label] for label in labels], names)
+        start += count
+    return DatasetDict(splits)
+
+
+def tone(kind: str, number: int) -> Waveform:
+    """Return one sound of a kind, the same for the same number.
+
+    Example:
+        >>> bool((tone("rising", 3) == tone("rising", 3)).all()), bool((tone("rising", 3) == tone("rising", 4)).all())
+        (True, False)
+    """
+    draw = numpy.random.default_rng([2, number])
+    time = numpy.arange(int(RATE * SECONDS)) / RATE
+    pitch = KINDS[kind](time, 220 * 2 ** draw.uniform(0, 2), draw)
+    phase = 2 * numpy.pi * (numpy.cumsum(pitch) / RATE + draw.random())
+    sound = numpy.sin(phase)
+    if kind == "harmonics":
+        sound = sound + 0.5 * numpy.sin(2 * phase) + 0.3 * numpy.sin(3 * phase)
+    if kind == "tremolo":
+        sound = sound * (1 + draw.uniform(0.4, 0.8) * numpy.sin(2 * numpy.pi * draw.uniform(5, 9) * time))
+    sound = sound / numpy.abs(sound).max() * draw.uniform(0.3, 1.0)
+    noise = draw.normal(size=len(time)) * draw.uniform(0.05, 0.6)
+    return ((sound + noise) / 3).astype(numpy.float32)
+
+
+def read_sounds(
+    places: Mapping[str, str | os.PathLike[str]], rate: int = RATE, label_pattern: str | None = None
+) -> DatasetDict:
+    """Read a folder of WAV files for each split.
+
+    A folder has one folder for each class, or, with a pattern, files whose names tell it: the first group of the
+    pattern is the class, ``([0-9])_`` for ``7_jackson_0.wav``. If the one for `train` has the folders ``train`` and
+    ``test`` these are the splits. 16-bit PCM is read; several channels are averaged, and other rates resampled.
+
+    Args:
+        places: split name -> folder; `train` is needed.
+        rate: samples per second to bring them to.
+        label_pattern: a regular expression that matches the beginning of a name.
+
+    Returns:
+        The splits with the columns `audio`, `label` (named by those of `train`) and `file`.
+
+    Raises:
+        DataError: a folder that is not there or empty, a file that can't be read, a class that `train` does not have.
+    """
+    parts = dict(places)
+    whole = Path(places["train"])
+    if len(parts) == 1 and (whole / "train").is_dir():
+        parts = {name: whole / name for name in ("train", "validation", "test") if (whole / name).is_dir()}
+    found = {name: _folder(Path(place), rate, label_pattern) for name, place in parts.items()}
+    names = sorted({label for _, label, _ in found["train"]})
+    if len(names) < 2:
+        raise DataError(f"{parts['train']}: expected at least two classes, found {names}.")
+    for split, sounds in found.items():
+        unknown = sorted({label for _, label, _ in sounds} - set(names))
+        if unknown:
+            raise DataError(
+                f"{parts[split]}: class {unknown[0]!r} is not among the training sounds'. Add examples, or remove it."
+            )
+    return DatasetDict(
+        {
+            split: _rows([one for one, _, _ in sounds], [label for _, label, _ in sounds], names).add_column(
+                "file", [name for _, _, name in sounds]
+            )
+            for split, sounds in found.items()
+        }
+    )
+
+
+def _folder(path: Path, rate: int, pattern: str | None) -> list[tuple[Waveform, str, str]]:
+    files = sorted(path.glob("*.wav" if pattern else "*/*.wav"))
+    if not files:
+        wanted = (
+            "WAV files" if pattern else f"WAV files in a folder for each class, like {path.name}/yes/1.wav"
+        )
+        raise DataError(
+            f"{path}: expected {wanted}, found none. With the class in the name, give --label_pattern."
+        )
+    sounds = []
+    for file in files:
+        label = file.parent.name
+        if pattern:
+            told = re.match(pattern, file.name)
+            if told is None or not told.groups():
+                raise DataError(
+                    f"{file}: expected a name that {pattern!r} matches, with the class as its first group. Mend the "
+                    "pattern, or remove the file."
+                )
+            label = told.group(1)
+        sounds.append((read_wave(file, rate), label, file.name))
+    return sounds
+
+
+def read_wave(path: Path, rate: int) -> Waveform:
+    """Return a file's samples in [-1, 1], one channel, at a rate.
+
+    Raises:
+        DataError: no WAV file of 16-bit PCM.
+    """
+    try:
+        with wave.open(str(path)) as file:
+            width, channels, own = file.getsampwidth(), file.getnchannels(), file.getframerate()
+            data = file.readframes(file.getnframes())
+    except (OSError, EOFError, wave.Error) as error:
+        raise DataError(
+            f"{path}: expected a WAV file, which can't be read ({error}). Mend or remove it."
+        ) from error
+    if width != 2 or not data:
+        raise DataError(
+            f"{path}: expected samples of 16-bit PCM, received {8 * width} bits and {len(data)} bytes."
+        )
+    samples = numpy.frombuffer(data, "<i2").reshape(-1, channels).mean(-1) / 32768
+    if own != rate:
+        shared = int(numpy.gcd(own, rate))
+        samples = resample_poly(samples, rate // shared, own // shared)
+    return numpy.asarray(samples, dtype=numpy.float32)
+
+
+def _rows(waves: list[Waveform], labels: list[str], names: list[str]) -> Dataset:
+    features = Features({"audio": Sequence(Value("float32")), "label": ClassLabel(names=names)})
+    return Dataset.from_dict({"audio": waves, "label": labels}, features=features)

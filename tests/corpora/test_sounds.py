@@ -1,0 +1,91 @@
+"""Sounds: what the built-in ones are, and WAV files read, resampled and refused."""
+
+from __future__ import annotations
+
+import wave
+from pathlib import Path
+
+import numpy
+import pytest
+
+from hf_distill.corpora.files import DataError
+from hf_distill.corpora.sounds import KINDS, RATE, read_sounds, read_wave, tone, tones
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+def write(path: Path, samples: numpy.ndarray, rate: int = 8000, width: int = 2, channels: int = 1) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "w") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(width)
+        file.setframerate(rate)
+        file.writeframes(samples.tobytes())
+    return path
+
+
+def pitch_of(sound: numpy.ndarray) -> float:
+    return float(numpy.abs(numpy.fft.rfft(sound)).argmax() * RATE / len(sound))
+
+
+def test_tones_are_what_their_names_say() -> None:
+    sounds = tones()
+    assert all(len(set(rows["label"])) == len(KINDS) for rows in sounds.values())
+    rising, falling, steady = (
+        numpy.mean([pitch_of(s[2000:]) / pitch_of(s[:2000]) for s in (tone(kind, n) for n in range(60))])
+        for kind in ("rising", "falling", "steady")
+    )
+    assert rising > 1.08
+    assert falling < 0.95
+    assert abs(steady - 1) < 0.06
+    assert max(abs(numpy.array(row["audio"])).max() for row in sounds["test"].select(range(40))) < 1.5
+    assert not numpy.array_equal(sounds["train"][0]["audio"], sounds["test"][0]["audio"])
+
+
+def test_waves_are_brought_to_one_rate_and_one_channel(tmp_path: Path) -> None:
+    time = numpy.arange(16000) / 16000
+    both = numpy.stack([numpy.sin(2 * numpy.pi * 440 * time) * 16000, numpy.zeros(16000)], -1).astype("<i2")
+    sound = read_wave(write(tmp_path / "a.wav", both, 16000, channels=2), 8000)
+    assert len(sound) == 8000
+    assert pitch_of(sound) == 440
+    assert abs(sound[500:-500]).max() == pytest.approx(16000 / 32768 / 2, rel=0.02)
+
+
+def test_classes_by_folder_or_by_name(tmp_path: Path) -> None:
+    samples = numpy.arange(100, dtype="<i2")
+    for name in ("train/yes/1.wav", "train/no/1.wav", "test/no/2.wav", "flat/7_a_0.wav", "flat/8_a_1.wav"):
+        write(tmp_path / name, samples)
+    found = read_sounds({"train": tmp_path})
+    assert found["test"]["label"][:] == [0]
+    assert found["train"].features["label"].names == ["no", "yes"]
+    assert found["train"][0]["audio"] == pytest.approx((samples / 32768).tolist())
+    flat = read_sounds({"train": tmp_path / "flat"}, label_pattern="([0-9])_")
+    assert flat["train"].features["label"].names == ["7", "8"]
+    assert flat["train"]["file"][:] == ["7_a_0.wav", "8_a_1.wav"]
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected WAV files in a folder for each class"):
+        read_sounds({"train": tmp_path})
+    write(tmp_path / "one" / "yes" / "1.wav", numpy.zeros(4, "<i2"))
+    with pytest.raises(DataError, match="at least two classes"):
+        read_sounds({"train": tmp_path / "one"})
+    with pytest.raises(DataError, match="expected a name that 'x' matches"):
+        read_sounds({"train": tmp_path / "one" / "yes"}, label_pattern="x")
+    (tmp_path / "one" / "yes" / "2.wav").write_bytes(b"RIFF")
+    with pytest.raises(DataError, match=r"2.wav: expected a WAV file"):
+        read_sounds({"train": tmp_path / "one"})
+    with pytest.raises(DataError, match="16-bit PCM, received 8 bits"):
+        read_wave(write(tmp_path / "8.wav", numpy.zeros(4, numpy.uint8), width=1), 8000)
+    write(tmp_path / "two" / "yes" / "1.wav", numpy.zeros(4, "<i2"))
+    write(tmp_path / "two" / "no" / "1.wav", numpy.zeros(4, "<i2"))
+    write(tmp_path / "other" / "hm" / "1.wav", numpy.zeros(4, "<i2"))
+    with pytest.raises(DataError, match="class 'hm' is not among"):
+        read_sounds({"train": tmp_path / "two", "test": tmp_path / "other"})
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
+def test_a_shared_recording_is_read() -> None:
+    sound = read_wave(SHARED / "fsdd" / "recordings" / "7_jackson_0.wav", 8000)
+    assert 1000 < len(sound) < 16000
+    assert 0.01 < abs(sound).max() <= 1
