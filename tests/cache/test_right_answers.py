@@ -97,7 +97,7 @@ def test_settings_that_no_answer_depends_on_do_not_count(tmp_path: Path) -> None
     same = with_settings(
         first, hidden_dropout_prob=0.3, use_cache=False, initializer_range=0.5, id2label=names
     )
-    TeacherCache(tmp_path / "cache", same)
+    assert TeacherCache(tmp_path / "cache", same).at_hand is not None
 
 
 @pytest.mark.parametrize("signals", [FullLogits("bfloat16"), TopKLogits(2), SampledLogits(30)])

@@ -117,3 +117,6 @@ def test_mixed_images_teach_the_distilled_student_alone(tmp_path: Path, splits: 
 def test_both_kinds_of_teacher_fit(tmp_path: Path, splits: DatasetDict, kind: str) -> None:
     models = ImageModelArguments(**{**TINY, "teacher_width": 8}, teacher_kind=kind)
     rehearse(ImageClassification(ImageDataArguments(image_size=16), models), splits, arguments(tmp_path))
+    assert not list(tmp_path.iterdir()), (
+        "a rehearsal that goes well leaves nothing, and did not end the process"
+    )

@@ -122,6 +122,9 @@ def test_both_kinds_of_model_fit(tmp_path: Path, splits: DatasetDict, kind: str)
     task = causal()
     task.models.model_kind = kind
     rehearse(task, splits, arguments(tmp_path))
+    assert not list(tmp_path.iterdir()), (
+        "a rehearsal that goes well leaves nothing, and did not end the process"
+    )
 
 
 # ---- masks ---------------------------------------------------------------------------------------
