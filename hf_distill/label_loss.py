@@ -16,7 +16,8 @@ from hf_distill.compatibility import predicts_tokens
 from hf_distill.items import IGNORED, Head, count_items, count_labelled, count_span_labels, labelled_mask
 from hf_distill.normalisation import Normalisation, probe_normalisation, undisturbed
 from hf_distill.objectives.base import at_least_float32
-from hf_distill.spans import END, START, span_loss_sums
+from hf_distill.span_label_loss import SpanLabelLossMixin
+from hf_distill.spans import END, START
 from hf_distill.teachers.online import logits_of
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ logger = logging.get_logger(__name__)
 _LEVELS = ("label", "item", "example", "token", "start", "end")
 
 
-class LabelLossMixin(_Base):
+class LabelLossMixin(SpanLabelLossMixin, _Base):
     """Counts the items of the accumulated batch on all ranks, and scales the label loss by them.
 
     Plain ``Trainer`` believes that every model whose forward takes ``**kwargs`` has divided its
@@ -127,15 +128,6 @@ class LabelLossMixin(_Base):
             none = torch.as_tensor(count_labelled(batch, self.head)) == 0
             inputs["labels"] = torch.where(none, torch.zeros_like(labels), labels)
         return *self._trainers_loss(model, inputs, num_items), self._normalisation
-
-    def _loss_of_spans(self, outputs: Any, batch: dict[str, Any]) -> torch.Tensor:
-        """Return the models' own loss, the mean of starts' and ends', each over its own labels in the whole batch."""
-        sums = span_loss_sums(logits_of(outputs, "student"), batch["labels"])
-        counts = count_span_labels(batch, self.head)
-        shares = [self._share(level, count) for level, count in zip(("start", "end"), counts, strict=True)]
-        return (
-            torch.stack([total * share for total, share in zip(sums, shares, strict=True)]).sum().float() / 2
-        )
 
     def _label_scale(
         self, batch: dict[str, Any], labelled: torch.Tensor | int, normalisation: Normalisation
@@ -264,17 +256,6 @@ class LabelLossMixin(_Base):
                 answer = probe_normalisation(self._loss_under_count, inputs, self.head, tolerance, classes)
                 self._matches_functional_loss = self._has_functional_loss(inputs, tolerance)
         return self._agree(answer)
-
-    def _probe_spans(self, batch: dict[str, Any], tolerance: float) -> Normalisation:
-        """Find out whether a model's own loss is the usual one, which can be taken over starts and ends apart."""
-        with undisturbed(self._probed_model()), self.compute_loss_context_manager():
-            loss, outputs, _ = self.unscaled_label_loss(self._probed_model(), batch, None)
-            sums = span_loss_sums(logits_of(outputs, "student"), batch["labels"])
-            usual = (sums / (batch["labels"] != IGNORED).sum(0).clamp(min=1)).mean()
-        both = bool((batch["labels"] != IGNORED).any(0).all())
-        alike = not both or bool((loss - usual).abs() <= tolerance * usual.abs())
-        self._matches_functional_loss = alike
-        return self._agree(Normalisation.MEAN if alike else Normalisation.NEITHER)
 
     def _number_of_classes(self) -> int | None:
         """Return how many classes the labels have, unless they are tokens, whose weights nobody sets."""

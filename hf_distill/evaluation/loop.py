@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformers.utils import logging
 from hf_distill.distillation_loss import DistillationLossMixin, weighted_sum
 from hf_distill.evaluation.agreement import agreement_sums, finish_agreement, teacher_scores
 from hf_distill.evaluation.retention import retention
+from hf_distill.evaluation.search import SearchMixin
 from hf_distill.features import Features
 from hf_distill.items import IGNORED, batch_size, count_labelled, select_rows, slice_batch
 from hf_distill.loss_plan import LossPlan
@@ -50,7 +50,7 @@ class _Pass:
         self.sums[key] = self.sums[key] + pair if key in self.sums else pair
 
 
-class EvaluationMixin(DistillationLossMixin):
+class EvaluationMixin(SearchMixin, DistillationLossMixin):
     """Evaluates over items, so that neither batch size nor the number of processes changes a value.
 
     Plain ``Trainer`` averages batch means, and counts again the examples that fill up the last
@@ -320,37 +320,3 @@ class EvaluationMixin(DistillationLossMixin):
             if kept is not None:
                 result[f"retention_{name}"] = kept
         return result
-
-    # ---- searching -----------------------------------------------------------------------
-
-    def hyperparameter_search(
-        self,
-        hp_space: Callable[[Any], dict[str, float]] | None = None,
-        compute_objective: Callable[[dict[str, float]], float] | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        """Search as Trainer does, by default for something that does not move with alpha.
-
-        The default objective is ``metric_for_best_model`` if set, else the sum of what
-        ``compute_metrics`` gives, as Trainer's, else the label loss. The total ``eval_loss`` is no
-        objective: alpha weighs its parts, so it falls where alpha favours the smaller one.
-        """
-        return super().hyperparameter_search(
-            hp_space, compute_objective or self._search_objective, *args, **kwargs
-        )
-
-    def _search_objective(self, metrics: dict[str, float]) -> float:
-        best = self.args.metric_for_best_model
-        if best is not None and best not in ("loss", "eval_loss"):
-            wanted = [best if best.startswith("eval_") else f"eval_{best}"]
-        else:  # several evaluation sets have a prefix each
-            of_label = [name for name in metrics if name.startswith("eval_") and name.endswith("loss/label")]
-            wanted = [name for name in self._task_metrics if name in metrics] or of_label
-        if not wanted or not metrics.keys() >= set(wanted):
-            raise ValueError(
-                f"hyperparameter_search: expected {wanted[0] if wanted else 'labels or compute_metrics'}, which does "
-                f"not move with alpha, to search by, received the metrics {sorted(metrics)}. Give compute_objective=, "
-                "compute_metrics=, labels in the evaluation set, or metric_for_best_model."
-            )
-        return sum(metrics[name] for name in wanted)
