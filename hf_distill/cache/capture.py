@@ -138,7 +138,7 @@ def encoded_answers(
     answer: Any = teacher(batch)
     logits = answer.logits if answer.logits.dim() > 1 else answer.logits.unsqueeze(-1)
     length = positions_of(batch, source)
-    by_position = [logits.shape[1]] if source.head["positions"] else []
+    by_position = [by_position_first(logits, source).shape[1]] if source.head["positions"] else []
     by_position += [answer.features.hidden_states[number].shape[1] for number in source.hidden_states]
     if any(found != length for found in by_position):
         raise CacheError(
@@ -154,7 +154,7 @@ def encoded_answers(
             f"teacher: expected finite logits, received NaN, +inf or a row without one finite class in row {row} of "
             "a batch. Look at that input, or run the teacher in float32."
         )
-    logits = logits.cpu()
+    logits = by_position_first(logits.cpu(), source)
     found = []
     for question in asked:
         place = slice(question.start, question.stop)
@@ -166,6 +166,11 @@ def encoded_answers(
             kept["hidden"] = raw.view(torch.uint8).numpy().reshape(len(raw), _width(source))
         found.append(kept)
     return found
+
+
+def by_position_first(logits: torch.Tensor, source: Source) -> torch.Tensor:
+    """Return logits with positions before classes: of spans ``(examples, positions, 2)``."""
+    return logits.transpose(1, 2) if source.head["spans"] else logits
 
 
 def positions_of(batch: Mapping[str, Any], source: Source) -> int:

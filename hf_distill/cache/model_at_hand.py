@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 import torch
 
-from hf_distill.cache.capture import encoded_answers
+from hf_distill.cache.capture import by_position_first, encoded_answers
 from hf_distill.cache.errors import CacheError
 from hf_distill.cache.formats import SignalFormat
 from hf_distill.cache.keys import Question, is_packed
@@ -85,7 +85,7 @@ class ModelAtHand:
             return  # the next batch that is not, or the capture itself, has been compared
         few = {name: value[:_COMPARED_ROWS].to(self.device) for name, value in batch.items()}
         with torch.no_grad():
-            logits = self.online.raw_logits(few).float().cpu()
+            logits = by_position_first(self.online.raw_logits(few).float().cpu(), self.source)
         logits = logits if logits.dim() > 1 else logits.unsqueeze(-1)
         exact = self.source.dtype in ("float32", "float64") and self.source.signals.get("dtype") == "float32"
         for question, answer in zip(asked, kept, strict=True):

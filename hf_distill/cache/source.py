@@ -45,13 +45,13 @@ def source_of(
     model: Any = online.model
     config = model.config
     head = head_of(model)
-    if head.spans:
+    if head.spans and not isinstance(signals, FullLogits):
         raise CacheError(
-            f"teacher: expected an answer over classes, received {type(model).__name__}, whose classes are the "
-            "positions of each text. Ask it online."
+            "signals: expected FullLogits of a head that points at spans, whose classes are the positions of each "
+            f"text, received {type(signals).__name__}."
         )
     # Its input is made from labels, which it predicts one by one.
-    decodes = bool(getattr(config, "is_encoder_decoder", False)) and head.positions
+    decodes = bool(getattr(config, "is_encoder_decoder", False)) and head.positions and not head.spans
     if decodes and hidden_states:
         raise CacheError(
             f"hidden_states: expected a model of one stack of layers, received {type(model).__name__}, an "
@@ -77,8 +77,9 @@ def source_of(
         columns=tuple(
             sorted((online.columns - LABEL_COLUMNS - _ANSWERS_ONLY) | ({"labels"} if decodes else set()))
         ),
-        labels=None if tokens else names,
-        classes=config.vocab_size if tokens else config.num_labels,
+        labels=None if tokens or head.spans else names,
+        # Of spans each position has two numbers, as a start and as an end.
+        classes=2 if head.spans else config.vocab_size if tokens else config.num_labels,
         head=head.meaning,
         signals=signals.describe(),
         hidden_states=tuple(sorted(hidden_states)),

@@ -27,6 +27,7 @@ from hf_distill.cache.stored import StoredAnswers
 from hf_distill.compatibility import label_order
 from hf_distill.features import FeatureNeeds, Features, ModelShape
 from hf_distill.items import Head, batch_size
+from hf_distill.spans import without_padding
 from hf_distill.teachers.signals import DenseSignals, TeacherSignals
 
 logger = logging.get_logger(__name__)
@@ -152,6 +153,9 @@ class TeacherCache:
             parts = {part: found[self._column(part)].to(device or "cpu") for part in self._parts()}
         order = None if self._order is None else torch.tensor(self._order, device=device)
         signals = self.signals.signals(parts, self.source.classes, order)
+        if self.source.head["spans"]:
+            assert isinstance(signals, DenseSignals), "capture keeps full logits of spans alone"
+            signals = DenseSignals(without_padding(signals.logits.transpose(1, 2), batch))
         if not self.source.hidden_states:
             return signals
         assert isinstance(signals, DenseSignals), "capture keeps hidden states beside full logits alone"
@@ -289,14 +293,14 @@ class TeacherCache:
         vars(ready).update(vars(self))
         ready._added, ready._compared = {}, False
         ready._open()  # another trainer may have added answers
-        if self.source.labels is None:
+        if self.source.labels is None and not head.spans:
             size = getattr(student.config, "vocab_size", None)
             if size != self.source.classes:
                 raise ValueError(
                     f"vocabulary: expected a cache over the student's {size} tokens, received one over "
                     f"{self.source.classes} from {self.folder}. Resize the student's embeddings."
                 )
-        else:
+        elif self.source.labels is not None:
             ready._order = label_order(student.config, _Labels(self.source.labels))
         return ready
 

@@ -83,11 +83,6 @@ class QuestionAnswering(Task):
             "lowercase": data.lowercase,
         }
 
-    @property
-    def uncached_because(self) -> str:
-        """Answers over the positions of a text have no fixed width."""
-        return "an answer's classes are the positions of its text"
-
     def encode(
         self, rows: Dataset, processor: Any, keep_raw: bool = False, training: bool = False
     ) -> Dataset:

@@ -22,6 +22,8 @@ from transformers import (
 from hf_distill import CacheError, DistillationTrainer, TeacherCache
 from hf_distill.cache.formats import TopKLogits
 from tests.cache.test_teacher_cache import captured
+from tests.every_head import CASES, rows_of
+from tests.every_head import collate as collate_any
 from tests.tiny import arguments, classifier, examples, perturbed
 
 CLASSES = 40
@@ -273,3 +275,32 @@ def test_sound_is_keyed_by_its_samples_without_padding(tmp_path: Path) -> None:
                     0
                 ]
             assert torch.allclose(answer, wanted, atol=1e-4)
+
+
+# ---- spans -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.head == "spans"], ids=str)
+def test_starts_and_ends_are_kept_for_each_position(tmp_path: Path, case: Any) -> None:
+    teacher, rows = case.model(7).eval(), rows_of(case)
+    cache = captured(tmp_path / "cache", teacher, rows, data_collator=collate_any)
+    alone = TeacherCache(cache.folder)
+    batch = collate_any([rows[place] for place in (5, 0, 2)])
+    read = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    found = alone(batch).logits
+    with torch.no_grad():
+        out = teacher(**read)
+    wanted = torch.stack([out.start_logits, out.end_logits], 1)
+    padding = (read["attention_mask"] == 0).unsqueeze(1).expand(found.shape)
+    assert (found == -torch.inf).equal(padding)
+    assert torch.allclose(found[~padding], wanted[~padding], atol=1e-4)
+    losses = []
+    for one in (teacher, cache, str(tmp_path / "cache")):
+        trainer = DistillationTrainer(
+            case.model(), one, arguments(tmp_path, max_steps=3), data_collator=collate_any, train_dataset=rows
+        )
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[1] == losses[2] == pytest.approx(losses[0], rel=1e-4)
+    with pytest.raises(CacheError, match="expected FullLogits of a head that points at spans"):
+        captured(tmp_path / "other", teacher, rows, data_collator=collate_any, signals=TopKLogits(4))
