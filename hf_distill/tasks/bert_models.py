@@ -14,10 +14,16 @@ from hf_distill.tasks.model_arguments import ModelArguments
 
 
 @dataclass
-class TextModelArguments(ModelArguments):
-    """Which teacher and student of texts; sizes are those of models trained from random weights."""
+class BertModelArguments(ModelArguments):
+    """Which teacher and student read text; sizes are those of models trained from random weights."""
 
     vocabulary_size: int = field(default=8000, metadata={"help": "Vocabulary of a tokenizer trained here"})
+
+
+@dataclass
+class TextModelArguments(BertModelArguments):
+    """Which teacher and student of whole texts; sizes are those of models trained from random weights."""
+
     teacher_word_dropout: float = field(
         default=0.5,
         metadata={

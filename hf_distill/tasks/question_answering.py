@@ -13,7 +13,7 @@ from hf_distill.corpora.signature_questions import signature_questions
 from hf_distill.corpora.squad import checked_questions, read_questions
 from hf_distill.evaluation.measures import Measure
 from hf_distill.evaluation.question_answering import SpanMeasure, TextFeature
-from hf_distill.tasks.bert_models import TextModelArguments, bert_config, check_widths
+from hf_distill.tasks.bert_models import BertModelArguments, bert_config, check_widths
 from hf_distill.tasks.data_arguments import DataArguments, check_sources, complete, given_files, hub_splits
 from hf_distill.tasks.model_arguments import sizes_of
 from hf_distill.tasks.task import Role, Task
@@ -51,7 +51,7 @@ class QuestionAnswering(Task):
     name = "question_answering"
     auto_class = AutoModelForQuestionAnswering
     data_arguments = QuestionDataArguments
-    model_arguments = TextModelArguments
+    model_arguments = BertModelArguments
     metrics = ("f1", "exact_match")
     counted = "questions"
 

@@ -18,7 +18,7 @@ from hf_distill.corpora.tagged_words import checked_words, read_tagged_words
 from hf_distill.evaluation.measures import Measure
 from hf_distill.evaluation.token_classification import token_measure
 from hf_distill.items import IGNORED
-from hf_distill.tasks.bert_models import TextModelArguments, bert_config, check_widths
+from hf_distill.tasks.bert_models import BertModelArguments, bert_config, check_widths
 from hf_distill.tasks.data_arguments import DataArguments, check_sources, complete, given_files, hub_splits
 from hf_distill.tasks.model_arguments import sizes_of
 from hf_distill.tasks.task import Role, Task
@@ -63,7 +63,7 @@ class TokenClassification(Task):
     name = "token_classification"
     auto_class = AutoModelForTokenClassification
     data_arguments = WordDataArguments
-    model_arguments = TextModelArguments
+    model_arguments = BertModelArguments
     metrics = ("accuracy", "f1", "precision", "recall")
     counted = "sentences"
     teacher_loss = staticmethod(summed_loss)
