@@ -62,7 +62,7 @@ def test_alpha_0_is_plain_trainer(tmp_path: Path, case: Case) -> None:
 def test_one_batch_has_one_gradient_however_it_is_split(tmp_path: Path, case: Case, alpha: float) -> None:
     rows = rows_of(case, ragged=case.head != "spans" or alpha == 1.0)
     whole = gradient_of(trainer_of(case, tmp_path, alpha=alpha, rows=rows))
-    for size, steps in ((4, 2), (1, 8)):
+    for size, steps in ((4, 2), (1, 8)) if alpha else ((2, 4),):
         split = gradient_of(trainer_of(case, tmp_path, size, steps, rows, alpha=alpha))
         assert close(split, whole), (size, steps)
 

@@ -48,7 +48,13 @@ def launch(name: str, folder: Path, *words: str) -> subprocess.CompletedProcess[
     )
 
 
-@pytest.mark.parametrize("name", HEADLINES)
+# One that points, one that writes and one that sees run each time; the others, alike but for their task, with the slow.
+ALWAYS = ("question_answering", "seq2seq", "image_classification")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow) for name in HEADLINES]
+)
 def test_small_on_its_built_in_data(tmp_path: Path, name: str) -> None:
     done = launch(name, tmp_path, *SMALL)
     assert done.returncode == 0, done.stderr[-3000:]
