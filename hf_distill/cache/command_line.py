@@ -15,7 +15,6 @@ from hf_distill.cache.errors import CacheError
 from hf_distill.cache.formats import FORMATS, FullLogits, SampledLogits, SignalFormat, TopKLogits
 from hf_distill.cache.upkeep import inspect, merge, repair, verify
 from hf_distill.jobs.command_line import fail, has_accelerator, parse, short_errors
-from hf_distill.tasks.text_data import TextDataArguments
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -27,7 +26,7 @@ def main(words: Sequence[str] | None = None) -> None:
         return _capture(words[2:])
     parser = argparse.ArgumentParser(prog="hf-distill cache", description=__doc__)
     kinds = parser.add_subparsers(dest="command", required=True)
-    kinds.add_parser("capture", help="ask a teacher about texts, and keep its answers (capture --help)")
+    kinds.add_parser("capture", help="ask a teacher about examples, and keep its answers (capture --help)")
     one = kinds.add_parser("inspect", help="say what a cache holds")
     one.add_argument("folder", type=Path)
     two = kinds.add_parser("verify", help="read every byte, and say what is damaged")
@@ -66,13 +65,18 @@ def _run(options: Any) -> None:
 
 
 def _capture(words: list[str]) -> None:
-    from hf_distill.cache.capture_texts import CaptureArguments, capture_texts
+    from hf_distill.cache.capture_examples import CaptureArguments, capture_examples
+    from hf_distill.tasks.registry import TASKS, task_named
 
-    settings, data = parse([CaptureArguments, TextDataArguments], words)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--task", default=TASKS[0])
+    with short_errors():
+        kind = task_named(first.parse_known_args(words)[0].task)  # it says which flags there are
+    settings, data = parse([CaptureArguments, kind.data_arguments], words)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # accelerate launch: the processes share the shards
         PartialState(cpu=not has_accelerator())
     with short_errors():
-        capture_texts(settings, data)
+        capture_examples(settings, kind(data, kind.model_arguments()))
 
 
 def format_of(settings: Any) -> SignalFormat:

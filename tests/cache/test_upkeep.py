@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hf_distill import CacheError, TeacherCache
 from hf_distill.cache import plan as plan_module
@@ -14,7 +15,7 @@ from hf_distill.cache.command_line import main
 from hf_distill.cache.manifest import MANIFEST_NAME
 from hf_distill.cache.source import default_folder
 from hf_distill.cache.upkeep import inspect, merge, repair, verify
-from tests.tiny import bert, collate, examples, teacher_of
+from tests.tiny import bert, classifier, collate, examples, teacher_of
 
 ROWS = examples(24)
 
@@ -178,6 +179,36 @@ def texts_and_teacher(folder: Path) -> None:
     tokenizer = train_tokenizer(texts, 60)
     tokenizer.save_pretrained(folder / "teacher")
     bert(2, vocab_size=len(tokenizer), num_labels=2).save_pretrained(folder / "teacher")
+
+
+def test_a_language_models_answers_from_the_command_line(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hf_distill import TeacherCache
+    from hf_distill.tasks.byte_pairs import train_byte_pairs
+
+    texts = [f"number {number} and its neighbour {number + 1}" for number in range(40)]
+    (tmp_path / "text.txt").write_text("\n\n".join(texts))
+    tokenizer = train_byte_pairs(texts, 300)
+    teacher = classifier("llama_lm", vocab_size=len(tokenizer))
+    for part in (teacher, tokenizer):
+        part.save_pretrained(tmp_path / "teacher")
+    monkeypatch.chdir(tmp_path)
+    words = ["cache", "capture", "--task", "causal_lm", "--teacher", "teacher", "--train_file", "text.txt"]
+    main([*words, "--block_size", "16", "--folder", "kept", "--format", "sampled", "--draws", "4"])
+    assert "kept: " in capsys.readouterr().out
+    cache = TeacherCache(tmp_path / "kept")
+    assert cache.source.head["shift"] is True
+    assert cache.source.signals["name"] == "sampled"
+    ids = tokenizer("<|endoftext|>".join(texts[:32]))["input_ids"][:16]
+    assert cache({"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, 16, dtype=torch.long)})
+    for task, message in (
+        ("masked_lm", "masks are drawn anew each epoch"),
+        ("none", "task: expected one of"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*words[:3], task, "--teacher", "teacher", "--folder", "other"])
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,23 +1,26 @@
-"""Captures the answers of a text classifier to files, a Hub data set or the built-in text, from the command line."""
+"""Captures a teacher's answers to files, a Hub data set or a task's built-in data, from the command line."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import AutoTokenizer, DataCollatorWithPadding
-
 from hf_distill.cache.command_line import format_of
 from hf_distill.cache.errors import CacheError
 from hf_distill.cache.formats import FORMATS
 from hf_distill.cache.making import capture
-from hf_distill.tasks.text_data import TextDataArguments, encode, load_texts
+from hf_distill.tasks.registry import TASKS
+from hf_distill.tasks.task import Task
 
 
 @dataclass
 class CaptureArguments:
     """Which teacher is asked, and how its answers are kept."""
 
+    task: str = field(
+        default="text_classification",
+        metadata={"help": "What the teacher does; its data has other flags", "choices": list(TASKS)},
+    )
     teacher: str | None = field(default=None, metadata={"help": "The teacher: Hub id or folder"})
     folder: str | None = field(default=None, metadata={"help": "Where to put the cache"})
     shard: str = field(
@@ -42,7 +45,7 @@ class CaptureArguments:
     hidden_states: list[int] = field(
         default_factory=list, metadata={"help": "Hidden states to keep, in bfloat16; 0 is the embeddings'"}
     )
-    batch_size: int = field(default=32, metadata={"help": "Texts that the teacher reads at once"})
+    batch_size: int = field(default=32, metadata={"help": "Examples that the teacher reads at once"})
     bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16"})
 
 
@@ -62,28 +65,34 @@ def part_of(shard: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
-def capture_texts(settings: CaptureArguments, data: TextDataArguments) -> Any:
+def capture_examples(settings: CaptureArguments, task: Task) -> Any:
     """Ask about every split, and return the cache.
 
+    Args:
+        settings: what to ask, and where to keep it.
+        task: makes examples and batches, as the recipe of its name does.
+
     Raises:
-        CacheError: as :func:`hf_distill.cache.making.capture`; a missing teacher or folder.
+        CacheError: as :func:`hf_distill.cache.making.capture`; a missing teacher or folder, or a task whose inputs are
+            drawn anew.
     """
     for name in ("teacher", "folder"):
         if not getattr(settings, name):
             raise CacheError(f"--{name}: expected one, received none. Give it.")
+    if task.uncached_because is not None:
+        raise CacheError(
+            f"--task {task.name}: expected inputs that are the same each time, but {task.uncached_because}."
+        )
     number, count = part_of(settings.shard)
     signals = format_of(settings)
-    tokenizer = AutoTokenizer.from_pretrained(settings.teacher)
-    splits = {
-        name: encode(rows, tokenizer, data.max_seq_length).shard(count, number)
-        for name, rows in load_texts(data).items()
-    }
+    processor = task.load_processor(str(settings.teacher))
+    splits = {name: task.encode(rows, processor).shard(count, number) for name, rows in task.load().items()}
     cache = capture(
         settings.teacher,
         splits,
         str(settings.folder),
-        data_collator=DataCollatorWithPadding(tokenizer),
-        processing_class=tokenizer,
+        data_collator=task.collator(processor),
+        processing_class=processor,
         signals=signals,
         hidden_states=settings.hidden_states,
         batch_size=settings.batch_size,
