@@ -184,8 +184,8 @@ def _folder(path: Path, rate: int, pattern: re.Pattern[str] | None) -> list[tupl
             told = pattern.match(file.name)
             if told is None or not told.groups() or told.group(1) is None:
                 raise DataError(
-                    f"{file}: expected a name that {pattern.pattern!r} matches, with the class as its first group. Mend "
-                    "the pattern, or remove the file."
+                    f"{file}: expected a name that {pattern.pattern!r} matches, with the class as its first group. "
+                    "Mend the pattern, or remove the file."
                 )
             label = told.group(1)
         sounds.append((read_wave(file, rate), label, file.name))
