@@ -102,12 +102,7 @@ def read_table(path: Path, text_columns: list[str], label_column: str) -> Datase
     Raises:
         DataError: a file that is missing, empty or unreadable.
     """
-    if path.is_dir():
-        raise DataError(f"{path}: expected a file, received a folder. Name one file in it.")
-    if not path.is_file():
-        raise DataError(f"{path}: no such file.")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: the file is empty.")
+    check_file(path)
     kind = path.suffix.lower()
     try:
         if kind == ".csv":
@@ -132,6 +127,20 @@ def read_table(path: Path, text_columns: list[str], label_column: str) -> Datase
             f"{path}: expected one column {twice[0]!r}; it has several. Rename or drop the others."
         )
     return Dataset(table)
+
+
+def check_file(path: Path) -> None:
+    """Raise for what is no file, or an empty one.
+
+    Raises:
+        DataError: naming it.
+    """
+    if path.is_dir():
+        raise DataError(f"{path}: expected a file, received a folder. Name one file in it.")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file.")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty.")
 
 
 def _read_csv(path: Path, text_columns: list[str], label_column: str) -> pyarrow.Table:

@@ -84,7 +84,7 @@ def read_images(places: Mapping[str, str | os.PathLike[str]]) -> DatasetDict:
             found |= {name: _folder(place) for name, place in _parts(path).items()}
         else:
             found[split] = _folder(path)
-    names = sorted(set(found["train"][1]))
+    names = sorted(set(found["train"][1]), key=_by_value)
     if len(names) < 2:
         raise DataError(
             f"{places['train']}: expected at least two classes, found {names}. Give a folder for each."
@@ -98,6 +98,11 @@ def read_images(places: Mapping[str, str | os.PathLike[str]]) -> DatasetDict:
                 "remove its folder."
             )
     return DatasetDict({split: _rows(*rows, names) for split, rows in found.items()})
+
+
+def _by_value(name: str) -> tuple[int, int | str]:
+    """Return what puts names into order: whole numbers by value, before all others."""
+    return (0, int(name)) if name.isdecimal() else (1, name)
 
 
 def _rows(images: list[Any], labels: list[str], names: list[str]) -> Dataset:
@@ -127,7 +132,7 @@ def _folder(path: Path) -> tuple[list[Any], list[str]]:
     for file in files:
         try:
             with Image.open(file) as image:
-                image.verify()
+                image.load()  # all of it: verify() passes a JPEG that was cut off
         except Exception as error:  # a dozen kinds, one for each way in which a file is no image
             raise DataError(
                 f"{file}: expected an image, which can't be read ({error}). Remove or mend it."
@@ -143,6 +148,15 @@ def _archive(path: Path) -> dict[str, tuple[list[Any], list[str]]]:
         raise DataError(
             f"{path}: expected an archive with x_train, y_train, x_test and y_test, which can't be read ({error})."
         ) from error
+    for split in ("train", "test"):
+        images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
+        shaped = images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 3)
+        if images.dtype != numpy.uint8 or not shaped or labels.shape != images.shape[:1]:
+            raise DataError(
+                f"{path}: expected x_{split} of whole numbers from 0 to 255 (uint8) and of the shape (images, height, "
+                f"width), perhaps with 3 colours, and a label for each; received {images.dtype} {images.shape} and "
+                f"labels {labels.shape}. Convert them."
+            )
     return {
         split: (
             [Image.fromarray(one) for one in arrays[f"x_{split}"]],

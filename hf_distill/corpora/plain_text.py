@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy
 from datasets import Dataset, DatasetDict
 
 from hf_distill.corpora.files import DataError, read_table
@@ -14,6 +15,8 @@ from hf_distill.corpora.files import DataError, read_table
 SUFFIXES = (".txt", ".md")
 # Of one file or folder, where no other is given, in order: what comes later is not what was trained on.
 SHARES = {"train": 0.80, "validation": 0.05, "test": 0.15}
+# Of prompts with several completions, where no validation file is given.
+HELD_OUT = 0.1
 
 
 def read_plain_text(places: Mapping[str, str | os.PathLike[str]], text_column: str = "text") -> DatasetDict:
@@ -56,7 +59,14 @@ def _rows(path: Path, text_column: str) -> Dataset:
             f"{path}: expected a column {text_column!r}; it has {', '.join(map(repr, table.column_names))}. Name the "
             "right one with --text_column."
         )
-    return _texts([str(text) for text in table[text_column] if text and str(text).strip()], path)
+    texts = table[text_column][:]
+    for row, text in enumerate(texts, 1):
+        if not isinstance(text, str | None):
+            raise DataError(
+                f"{path}: row {row}: expected a text in the column {text_column!r}, received {repr(text)[:80]}. Turn "
+                "it into one, or name another column with --text_column."
+            )
+    return _texts([text for text in texts if text and text.strip()], path)
 
 
 def _divided(path: Path) -> DatasetDict:
@@ -117,6 +127,8 @@ def read_completions(
     """Read prompts and what completes them: CSV, JSON lines or Parquet.
 
     Rows with the same prompt, one after another, are one example of an evaluation split with several ``references``.
+    Where prompts are repeated and no validation file is given, a tenth of the training prompts is held out for it,
+    drawn by a fixed seed: what is chosen on it then was not trained on.
 
     Args:
         files: split name -> path; `train` is needed.
@@ -133,14 +145,29 @@ def read_completions(
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.csv"
         >>> _ = path.write_text("q,a\\n1+1,2\\n1+1,two\\n2+2,4\\n")
         >>> splits = read_completions({"train": path, "test": path}, "q", "a")
-        >>> len(splits["train"]), splits["test"][0]["references"]
-        (3, ['2', 'two'])
+        >>> {name: len(rows) for name, rows in splits.items()}, splits["test"][0]["references"]
+        ({'train': 1, 'test': 2, 'validation': 1}, ['2', 'two'])
     """
     splits = {}
     for split, place in files.items():
         table = read_table(Path(place), [prompt_column, completion_column], "")
         splits[split] = completions(table, str(place), prompt_column, completion_column, split != "train")
+    if "validation" not in splits:
+        splits |= _held_out(splits["train"], str(files["train"]))
     return DatasetDict(splits)
+
+
+def _held_out(train: Dataset, source: str) -> dict[str, Dataset]:
+    """Divide training pairs by whole prompts where prompts are repeated; rows drawn one by one would share them."""
+    prompts = train["prompt"][:]
+    distinct = sorted(set(prompts))
+    if not 1 < len(distinct) < len(prompts):
+        return {}
+    count = max(round(HELD_OUT * len(distinct)), 1)
+    chosen = {distinct[place] for place in numpy.random.default_rng(0).permutation(len(distinct))[:count]}
+    held = train.select([row for row, prompt in enumerate(prompts) if prompt in chosen])
+    kept = train.select([row for row, prompt in enumerate(prompts) if prompt not in chosen])
+    return {"train": kept, "validation": completions(held, source, "prompt", "completion", group=True)}
 
 
 def completions(
@@ -169,7 +196,8 @@ def completions(
     for row, pair in enumerate(pairs, 1):
         if not all(isinstance(text, str) and text.strip() for text in pair):
             raise DataError(
-                f"{source}: row {row}: expected a prompt and a completion, received {pair}. Remove it."
+                f"{source}: row {row}: expected a prompt and a completion, received {repr(pair)[:120]}. Remove "
+                "it, or turn it into text."
             )
     if not group:
         prompts, ends = zip(*pairs, strict=True)

@@ -24,7 +24,7 @@ from hf_distill.corpora.library_sources import (
 )
 
 # Raise this when a change below changes the questions, so that what an older version kept is not used.
-BUILDER_VERSION = 1
+BUILDER_VERSION = 2
 QUESTIONS = {"train": 6000, "validation": 800, "test": 2000}
 QUESTIONS_PER_FILE = 20
 LONGEST_TEXT, LONGEST_ANSWER, WORDS_OF_DOCSTRING = 420, 60, 20
@@ -43,8 +43,8 @@ def signature_questions(
 
     A text is two functions of one source file, one after another: signature and the beginning of the docstring. The
     questions are what one of them returns, and which type or which default one of its parameters has; both have names
-    and types that could be the answer. All questions of one source file are in the same split. Equal versions of the
-    libraries give equal questions.
+    and types that could be the answer. All questions of one source file are in the same split, and a function that was
+    copied from one file to another is in one text alone. Equal versions of the libraries give equal questions.
 
     The first call reads the libraries (some seconds) and keeps the result on disk; later calls load it.
 
@@ -70,8 +70,9 @@ def signature_questions(
 
 def _build(report: Callable[[str], None]) -> DatasetDict:
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in QUESTIONS}
+    known: set[str] = set()
     for label in LABELS:
-        of_library = _questions_of_library(label)
+        of_library = _questions_of_library(label, known)
         report(f"  {label}: {sum(map(len, of_library.values()))} questions")
         for name, found in of_library.items():
             rows[name] += [
@@ -80,15 +81,13 @@ def _build(report: Callable[[str], None]) -> DatasetDict:
     return DatasetDict({name: Dataset.from_list(found, features=SQUAD) for name, found in rows.items()})
 
 
-def _questions_of_library(label: str) -> dict[str, list[dict[str, Any]]]:
+def _questions_of_library(label: str, known: set[str]) -> dict[str, list[dict[str, Any]]]:
     wanted = {name: -(-count // len(LABELS)) for name, count in QUESTIONS.items()}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in wanted}
     sizes = dict.fromkeys(SPLIT_SHARES, 0)
-    known: set[str] = set()
     for path in source_paths(label):
         split = split_of(sizes)
-        questions = [one for one in _questions_of_file(path) if one["context"] not in known]
-        known |= {one["context"] for one in questions}
+        questions = _questions_of_file(path, known)
         sizes[split] += len(questions)
         found[split] += questions[: wanted[split] - len(found[split])]
         if all(len(found[name]) >= wanted[name] for name in wanted):
@@ -109,7 +108,7 @@ class _Text:
         self.text += part
 
 
-def _questions_of_file(path: Path) -> list[dict[str, Any]]:
+def _questions_of_file(path: Path, known: set[str]) -> list[dict[str, Any]]:
     tree = parsed(path.read_bytes())
     functions = (
         []
@@ -117,6 +116,7 @@ def _questions_of_file(path: Path) -> list[dict[str, Any]]:
         else [node for node in definitions(tree.body) if not isinstance(node, ast.ClassDef)]
     )
     functions = [one for one in functions if _answers_something(one) and ast.get_docstring(one)]
+    functions = [one for one in functions if _is_new(one, known)]
     found: list[dict[str, Any]] = []
     for first, second in zip(functions[::2], functions[1::2], strict=False):
         if first.name == second.name:
@@ -127,6 +127,15 @@ def _questions_of_file(path: Path) -> list[dict[str, Any]]:
         if len(text.text) <= LONGEST_TEXT:
             found += _chosen(text, number_of(text.text))
     return found[:QUESTIONS_PER_FILE]
+
+
+def _is_new(function: Any, known: set[str]) -> bool:
+    """Whether nothing the same was described before, in whichever file and split; from now on it was."""
+    alone = _Text()
+    _describe(function, alone)
+    new = alone.text not in known
+    known.add(alone.text)
+    return new
 
 
 def _chosen(text: _Text, turn: int) -> Iterator[dict[str, Any]]:

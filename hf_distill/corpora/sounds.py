@@ -98,6 +98,31 @@ def tone(kind: str, number: int) -> Waveform:
     return ((sound + noise) / 3).astype(numpy.float32)
 
 
+def name_pattern(pattern: str, flag: str) -> re.Pattern[str]:
+    """Return a pattern for names of files.
+
+    Args:
+        pattern: a regular expression.
+        flag: the flag that gave it.
+
+    Raises:
+        DataError: where it is none.
+
+    Example:
+        >>> name_pattern("([0-9]", "--label_pattern")
+        Traceback (most recent call last):
+            ...
+        hf_distill.corpora.files.DataError: --label_pattern: expected a regular expression, received '([0-9]' (missing
+        ), unterminated subpattern at position 0). Mend it.
+    """
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise DataError(
+            f"{flag}: expected a regular expression, received {pattern!r} ({error}). Mend it."
+        ) from error
+
+
 def read_sounds(
     places: Mapping[str, str | os.PathLike[str]], rate: int = RATE, label_pattern: str | None = None
 ) -> DatasetDict:
@@ -122,7 +147,8 @@ def read_sounds(
     whole = Path(places["train"])
     if len(parts) == 1 and (whole / "train").is_dir():
         parts = {name: whole / name for name in ("train", "validation", "test") if (whole / name).is_dir()}
-    found = {name: _folder(Path(place), rate, label_pattern) for name, place in parts.items()}
+    pattern = None if label_pattern is None else name_pattern(label_pattern, "--label_pattern")
+    found = {name: _folder(Path(place), rate, pattern) for name, place in parts.items()}
     names = sorted({label for _, label, _ in found["train"]})
     if len(names) < 2:
         raise DataError(f"{parts['train']}: expected at least two classes, found {names}.")
@@ -142,8 +168,8 @@ def read_sounds(
     )
 
 
-def _folder(path: Path, rate: int, pattern: str | None) -> list[tuple[Waveform, str, str]]:
-    files = sorted(path.glob("*.wav" if pattern else "*/*.wav"))
+def _folder(path: Path, rate: int, pattern: re.Pattern[str] | None) -> list[tuple[Waveform, str, str]]:
+    files = [file for file in sorted(path.glob("*" if pattern else "*/*")) if file.suffix.lower() == ".wav"]
     if not files:
         wanted = (
             "WAV files" if pattern else f"WAV files in a folder for each class, like {path.name}/yes/1.wav"
@@ -155,11 +181,11 @@ def _folder(path: Path, rate: int, pattern: str | None) -> list[tuple[Waveform, 
     for file in files:
         label = file.parent.name
         if pattern:
-            told = re.match(pattern, file.name)
-            if told is None or not told.groups():
+            told = pattern.match(file.name)
+            if told is None or not told.groups() or told.group(1) is None:
                 raise DataError(
-                    f"{file}: expected a name that {pattern!r} matches, with the class as its first group. Mend the "
-                    "pattern, or remove the file."
+                    f"{file}: expected a name that {pattern.pattern!r} matches, with the class as its first group. "
+                    "Mend the pattern, or remove the file."
                 )
             label = told.group(1)
         sounds.append((read_wave(file, rate), label, file.name))
@@ -183,6 +209,11 @@ def read_wave(path: Path, rate: int) -> Waveform:
     if width != 2 or not data:
         raise DataError(
             f"{path}: expected samples of 16-bit PCM, received {8 * width} bits and {len(data)} bytes."
+        )
+    if len(data) % (width * channels):
+        raise DataError(
+            f"{path}: expected {width * channels} bytes for each sample of {channels} channel(s), received "
+            f"{len(data)} in all. It was cut off: mend or remove it."
         )
     samples = numpy.frombuffer(data, "<i2").reshape(-1, channels).mean(-1) / 32768
     if own != rate:

@@ -15,15 +15,17 @@ from hf_distill.corpora.files import DataError, read_table
 from hf_distill.corpora.signature_questions import SQUAD
 
 _COLUMNS = ("context", "question", "answers")
-# Of the articles of one file, where no other is given.
+# Of the articles of one file, where no other is given; and where only the test questions are.
 SHARES = {"train": 0.6, "validation": 0.1, "test": 0.3}
+HELD_OUT = {"train": 0.9, "validation": 0.1}
 
 
 def read_questions(files: Mapping[str, str | os.PathLike[str]]) -> DatasetDict:
     """Read one file of questions for each split: SQuAD 1.1's JSON, or JSON lines or Parquet with its columns.
 
-    Where only `train` is given, and it is of several articles (`title`), it is divided by whole articles, 60, 10 and
-    30 % of them, drawn by a fixed seed: questions about one text are never in two splits.
+    Where only `train` is given, it is divided by whole articles (`title`), 60, 10 and 30 % of them, drawn by a fixed
+    seed; where only `validation` is missing, a tenth of the training articles is held out for it. Questions without
+    at least as many titles as splits are divided by their contexts: questions about one text are never in two splits.
 
     Args:
         files: split name -> path; `train` is needed.
@@ -45,18 +47,28 @@ def read_questions(files: Mapping[str, str | os.PathLike[str]]) -> DatasetDict:
         {'train': 1, 'validation': 1, 'test': 1}
     """
     splits = {name: checked_questions(_read(Path(path)), str(path)) for name, path in files.items()}
-    titles = sorted(set(splits["train"]["title"]))
-    if len(splits) > 1 or len(titles) < len(SHARES):
-        return DatasetDict(splits)
-    order = numpy.random.default_rng(0).permutation(len(titles))
-    counts = {name: max(round(SHARES[name] * len(titles)), 1) for name in ("validation", "test")}
-    ends = [len(titles) - sum(counts.values()), len(titles) - counts["test"], len(titles)]
-    whole, parts, start = splits["train"], {}, 0
-    for name, end in zip(SHARES, ends, strict=True):
-        chosen = {titles[place] for place in order[start:end]}
-        parts[name] = whole.select([row for row, title in enumerate(whole["title"]) if title in chosen])
-        start = end
-    return DatasetDict(parts)
+    if "validation" not in splits:
+        splits |= _divided(splits["train"], HELD_OUT if "test" in splits else SHARES)
+    return DatasetDict(splits)
+
+
+def _divided(whole: Dataset, shares: Mapping[str, float]) -> dict[str, Dataset]:
+    """Divide questions by whole articles, or whole contexts where there are too few articles."""
+    for column in ("title", "context"):
+        groups = sorted(set(whole[column]))
+        if len(groups) >= len(shares):
+            break
+    else:
+        return {"train": whole}
+    order = numpy.random.default_rng(0).permutation(len(groups))
+    counts = {name: max(round(share * len(groups)), 1) for name, share in shares.items() if name != "train"}
+    counts = {"train": len(groups) - sum(counts.values()), **counts}
+    parts, start = {}, 0
+    for name, count in counts.items():
+        chosen = {groups[place] for place in order[start : start + count]}
+        parts[name] = whole.select([row for row, group in enumerate(whole[column]) if group in chosen])
+        start += count
+    return parts
 
 
 def checked_questions(rows: Any, source: str) -> Dataset:
@@ -79,18 +91,19 @@ def checked_questions(rows: Any, source: str) -> Dataset:
         raise DataError(f"{source}: expected at least one question; it has none.")
     found = []
     for number, row in enumerate(rows):
-        answers = row["answers"] or {}
-        texts, starts = list(answers.get("text") or ()), list(answers.get("answer_start") or ())
-        if not texts or len(texts) != len(starts):
-            raise DataError(
-                f"{source}: question {number + 1}: expected at least one answer with its start, received {answers}. "
-                "Remove questions without an answer (SQuAD 2's)."
-            )
-        for text, start in zip(texts, starts, strict=True):
-            if row["context"][start : start + len(text)] != text or not text:
+        place = f"{source}: question {number + 1}"
+        for column in ("context", "question"):
+            if not isinstance(row[column], str) or not row[column].strip():
                 raise DataError(
-                    f"{source}: question {number + 1}: expected the answer {text!r} at {start} of the context, found "
-                    f"{row['context'][start : start + len(text)]!r} there. Mend answer_start, which counts characters."
+                    f"{place}: expected a text in the column {column!r}, received {row[column]!r}. Remove the row."
+                )
+        texts, starts = _answers(row["answers"], place)
+        for text, start in zip(texts, starts, strict=True):
+            if start < 0 or row["context"][start : start + len(text)] != text or not text:
+                raise DataError(
+                    f"{place}: expected the answer {text!r} at {start} of the context, found "
+                    f"{row['context'][max(start, 0) :][: len(text)]!r} there. Mend answer_start, which counts "
+                    "characters from 0."
                 )
         found.append(
             {
@@ -99,6 +112,28 @@ def checked_questions(rows: Any, source: str) -> Dataset:
             }
         )  # fmt: skip
     return Dataset.from_list(found, features=SQUAD)
+
+
+def _answers(answers: Any, place: str) -> tuple[list[str], list[int]]:
+    """Return the texts of a question's answers and where they start, from columns or from a list of answers."""
+    if isinstance(answers, list) and all(isinstance(one, dict) for one in answers):
+        answers = {name: [one.get(name) for one in answers] for name in ("text", "answer_start")}
+    texts, starts = (
+        (answers.get(name) if isinstance(answers, dict) else None) for name in ("text", "answer_start")
+    )
+    if not (
+        isinstance(texts, list)
+        and isinstance(starts, list)
+        and 0 < len(texts) == len(starts)
+        and all(isinstance(text, str) for text in texts)
+        and all(isinstance(start, int) for start in starts)
+    ):
+        raise DataError(
+            f"{place}: expected at least one answer with its start, such as "
+            f"{{'text': ['blue'], 'answer_start': [11]}}, received {repr(answers)[:80]}. Remove questions without an "
+            "answer (SQuAD 2's)."
+        )
+    return texts, starts
 
 
 def _read(path: Path) -> Dataset:

@@ -9,7 +9,8 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
 
-from hf_distill.corpora.files import DataError, read_table
+from hf_distill.corpora.files import DataError, check_file, read_table
+from hf_distill.corpora.identifier_roles import NO_ROLE
 
 # A word and its tag in two columns, a blank line between sentences; and the format of Universal Dependencies.
 _CONLLU = (".conllu",)
@@ -57,7 +58,9 @@ def checked_words(
 ) -> DatasetDict:
     """Bring splits of any origin to the columns `tokens` and `tags`, and check them.
 
-    Tags are numbered by the sorted order of those in `train`, unless they are a ClassLabel, whose numbers are kept.
+    Tags are numbered by the sorted order of those in `train` (integers by value, strings by letters), unless they are
+    a ClassLabel, whose numbers are kept. An integer below 0, as -100, is no tag: such words get -1, which no loss and
+    no metric counts.
 
     Args:
         splits: split name -> rows; `train` is needed.
@@ -65,10 +68,11 @@ def checked_words(
         tokens_column, tags_column: their columns.
 
     Raises:
-        DataError: a missing column, no rows, sentences with another number of tags than of words, a single tag, or one
-            that `train` does not have.
+        DataError: a missing column, no rows, sentences that are no lists of words, with another number of tags than of
+            words or tags that are neither strings nor integers, a single tag, or one that `train` does not have.
     """
-    named: dict[str, tuple[list[list[str]], list[list[str]]]] = {}
+    named: dict[str, tuple[list[list[str]], list[list[str | None]]]] = {}
+    seen: set[str | int] = set()
     feature = None
     for split, rows in splits.items():
         for flag, column in (("tokens_column", tokens_column), ("tags_column", tags_column)):
@@ -82,22 +86,33 @@ def checked_words(
         own = getattr(rows.features[tags_column], "feature", None)
         if split == "train" and isinstance(own, ClassLabel):
             feature = own
-        tags = [_names(tags, own, sources[split], row) for row, tags in enumerate(rows[tags_column], 1)]
-        words = [[str(word) for word in sentence or ()] for sentence in rows[tokens_column]]
-        _check_lengths(words, tags, sources[split])
-        named[split] = words, tags
-    seen = sorted({tag for tags in named["train"][1] for tag in tags})
+        words, tags = rows[tokens_column][:], rows[tags_column][:]
+        _check_sentences(words, tags, sources[split])
+        named[split] = words, [_names(one, own, sources[split], row) for row, one in enumerate(tags, 1)]
+        if split == "train":
+            seen = {tag for one in tags for tag in one if not _is_none(tag)}
     if len(seen) < 2:
         raise DataError(
-            f"{sources['train']}: expected at least two tags; every word has {seen[0] if seen else 'none'!r}."
+            f"{sources['train']}: expected at least two tags; every word has {next(iter(seen), 'none')!r}."
         )
-    feature = feature or ClassLabel(names=seen)
+    feature = feature or ClassLabel(names=[str(tag) for tag in sorted(seen, key=_by_value)])
     return DatasetDict({split: _numbered(*rows, feature, sources[split]) for split, rows in named.items()})
 
 
-def _numbered(words: list[list[str]], tags: list[list[str]], feature: ClassLabel, source: str) -> Dataset:
-    numbers = {name: number for number, name in enumerate(feature.names)}
-    unknown = sorted({tag for sentence in tags for tag in sentence} - set(numbers))
+def _is_none(tag: str | int) -> bool:
+    return isinstance(tag, int) and tag < 0
+
+
+def _by_value(tag: str | int) -> tuple[int, str]:
+    return (tag, "") if isinstance(tag, int) else (0, tag)
+
+
+def _numbered(
+    words: list[list[str]], tags: list[list[str | None]], feature: ClassLabel, source: str
+) -> Dataset:
+    numbers: dict[str | None, int] = {name: number for number, name in enumerate(feature.names)}
+    numbers[None] = NO_ROLE
+    unknown = sorted(str(tag) for tag in {tag for sentence in tags for tag in sentence} - set(numbers))
     if unknown:
         shown = ", ".join(map(repr, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
         raise DataError(
@@ -110,34 +125,51 @@ def _numbered(words: list[list[str]], tags: list[list[str]], feature: ClassLabel
     )
 
 
-def _names(tags: Any, feature: Any, source: str, row: int) -> list[str]:
-    """Return the names of a sentence's tags, whatever numbers a ClassLabel of their own gives them."""
+def _names(tags: list[Any], feature: Any, source: str, row: int) -> list[str | None]:
+    """Return the names of a sentence's tags, whatever numbers a ClassLabel of their own gives them; None for none."""
     if not isinstance(feature, ClassLabel):
-        return [str(tag) for tag in tags or ()]
-    if any(not 0 <= tag < len(feature.names) for tag in tags):
+        return [None if _is_none(tag) else str(tag) for tag in tags]
+    if any(tag >= len(feature.names) for tag in tags):
         raise DataError(
             f"{source}: row {row}: expected tags from 0 to {len(feature.names) - 1}, received {tags}. Name all classes."
         )
-    return [str(feature.names[tag]) for tag in tags]
+    return [None if _is_none(tag) else str(feature.names[tag]) for tag in tags]
 
 
-def _check_lengths(words: list[list[str]], tags: list[list[str]], source: str) -> None:
+def _check_sentences(words: Any, tags: Any, source: str) -> None:
+    """Refuse rows that are no words with a tag each: a text would be read letter by letter, a gap as a word or tag."""
     for row, (sentence, of_words) in enumerate(zip(words, tags, strict=True), 1):
-        if len(sentence) != len(of_words) or not sentence:
+        if not isinstance(sentence, list) or not all(
+            isinstance(word, str) and word.strip() for word in sentence
+        ):
+            raise DataError(
+                f"{source}: row {row}: expected a list of words, received {_short(sentence)}. Mend or remove the row."
+            )
+        listed = of_words if isinstance(of_words, list) else []
+        if not all(isinstance(tag, (str, int)) for tag in listed):
+            raise DataError(
+                f"{source}: row {row}: expected tags that are strings or integers, received {_short(of_words)}. Mend "
+                "or remove the row."
+            )
+        if len(sentence) != len(listed) or not sentence:
             raise DataError(
                 f"{source}: row {row}: expected a tag for each word, received {len(sentence)} words and "
-                f"{len(of_words)} tags. Mend or remove the row."
+                f"{len(listed)} tags. Mend or remove the row."
             )
+
+
+def _short(value: Any) -> str:
+    return repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
 
 
 def _read(path: Path, tokens_column: str, tags_column: str) -> Dataset:
     kind = path.suffix.lower()
     if kind not in (*_CONLLU, *_COLUMNS):
         return read_table(path, [], tags_column)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file.")
+    check_file(path)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # Not by splitlines(), which also takes U+2028 and the like, that are part of a word, for an end of a line.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: can't be read as text in UTF-8: {error}") from error
     sentences = list(_sentences(lines, path, kind in _CONLLU))
@@ -160,7 +192,7 @@ def _sentences(lines: list[str], path: Path, universal: bool) -> Iterator[list[t
             sentence += _of_universal(line, path, number)
         else:
             fields = line.split("\t") if "\t" in line else line.split()
-            if len(fields) < 2 or not fields[-1].strip():
+            if len(fields) < 2 or not fields[0].strip() or not fields[-1].strip():
                 raise DataError(
                     f"{path}, line {number}: expected a word and its tag, received {line!r}. Separate them by a tab, "
                     "and sentences by a blank line."

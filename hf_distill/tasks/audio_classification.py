@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +17,7 @@ from transformers import (
     AutoModelForAudioClassification,
 )
 
-from hf_distill.corpora.sounds import RATE, read_sounds, tones
+from hf_distill.corpora.sounds import RATE, name_pattern, read_sounds, tones
 from hf_distill.evaluation.measures import Measure
 from hf_distill.evaluation.metrics import ClassificationMeasure
 from hf_distill.tasks.bert_models import attention_heads, check_widths, initializer_range, label_names
@@ -99,7 +98,8 @@ class AudioClassification(Task):
         splits = read_sounds(given_files(data), data.sampling_rate, data.label_pattern)
         if data.test_pattern:
             whole = splits["train"]
-            told = [bool(re.search(data.test_pattern, name)) for name in whole["file"]]
+            pattern = name_pattern(data.test_pattern, "--test_pattern")
+            told = [bool(pattern.search(name)) for name in whole["file"]]
             splits["test"] = whole.select([row for row, is_test in enumerate(told) if is_test])
             splits["train"] = whole.select([row for row, is_test in enumerate(told) if not is_test])
             if not len(splits["test"]) or not len(splits["train"]):

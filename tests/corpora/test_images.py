@@ -53,6 +53,33 @@ def test_an_archive(tmp_path: Path) -> None:
     assert found["train"][0]["image"].getpixel((0, 0)) == 7
 
 
+def test_classes_that_are_numbers_are_in_their_order(tmp_path: Path) -> None:
+    for name in ("10", "9", "other"):
+        draw(tmp_path, name, 1)
+    assert read_images({"train": tmp_path})["train"].features["label"].names == ["9", "10", "other"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"x_train": numpy.zeros((2, 16), numpy.uint8)},
+        {"x_train": numpy.zeros((2, 4, 4, 2), numpy.uint8)},
+        {"x_test": numpy.zeros((1, 4, 4), numpy.float64)},
+        {"y_train": numpy.array([0, 1, 1])},
+        {"y_test": numpy.array([[1]])},
+    ],
+    ids=["flat", "two colours", "floats", "lengths", "columns"],
+)
+def test_arrays_that_are_no_images(tmp_path: Path, change: dict[str, numpy.ndarray]) -> None:
+    arrays = {"x_train": numpy.zeros((2, 4, 4), numpy.uint8), "y_train": numpy.array([0, 1])}
+    arrays |= {"x_test": numpy.zeros((1, 4, 4, 3), numpy.uint8), "y_test": numpy.array([1])}
+    numpy.savez(tmp_path / "a.npz", **arrays)
+    assert len(read_images({"train": tmp_path / "a.npz"})["test"]) == 1
+    numpy.savez(tmp_path / "a.npz", **arrays | change)
+    with pytest.raises(DataError, match=r"a.npz: expected x_(train|test) of whole numbers from 0 to 255"):
+        read_images({"train": tmp_path / "a.npz"})
+
+
 def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"expected a folder of images or an .npz archive, found neither"):
         read_images({"train": tmp_path / "none"})
@@ -69,6 +96,14 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (tmp_path / "one" / "cat" / "0.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"cat/0.png: expected an image, which can't be read"):
         read_images({"train": tmp_path / "one"})
+    draw(tmp_path / "cut", "cat")
+    draw(tmp_path / "cut", "dog")
+    noise = numpy.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=numpy.uint8)
+    Image.fromarray(noise).save(tmp_path / "cut" / "dog" / "2.jpg")
+    whole = (tmp_path / "cut" / "dog" / "2.jpg").read_bytes()
+    (tmp_path / "cut" / "dog" / "2.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"dog/2.jpg: expected an image, which can't be read"):
+        read_images({"train": tmp_path / "cut"})
     (tmp_path / "bad.npz").write_bytes(b"zip")
     with pytest.raises(DataError, match="expected an archive with x_train"):
         read_images({"train": tmp_path / "bad.npz"})

@@ -46,6 +46,9 @@ def test_tables_give_a_column(tmp_path: Path) -> None:
     assert read_plain_text({"train": path}, "body")["train"]["text"][:] == ["one", "two"]
     with pytest.raises(DataError, match=r"expected a column 'text'; it has 'body'.*--text_column"):
         read_plain_text({"train": path})
+    path.write_text('{"body": ["one"]}')
+    with pytest.raises(DataError, match=r"row 1: expected a text in the column 'body', received \['one'\]"):
+        read_plain_text({"train": path}, "body")
 
 
 def test_places_without_text(tmp_path: Path) -> None:
@@ -64,12 +67,26 @@ def test_completions_and_their_references(tmp_path: Path) -> None:
     rows = [("q1", "a"), ("q1", "b"), ("q2", "c"), ("q1", "d")]
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps({"q": prompt, "a": end}) for prompt, end in rows))
-    splits = read_completions({"train": path, "test": path}, "q", "a")
+    splits = read_completions(dict.fromkeys(("train", "validation", "test"), path), "q", "a")
     assert splits["train"]["completion"][:] == ["a", "b", "c", "d"]
     assert splits["test"]["references"][:] == [["a", "b"], ["c"], ["d"]]
     assert splits["test"]["completion"][:] == ["a", "c", "d"]
     with pytest.raises(DataError, match=r"expected a column 'x'.*--prompt_column"):
         read_completions({"train": path}, "x", "a")
-    path.write_text('{"q": "a", "a": ""}')
-    with pytest.raises(DataError, match="row 1: expected a prompt and a completion"):
-        read_completions({"train": path}, "q", "a")
+    for row in ({"q": "a", "a": ""}, {"q": "a", "a": 1}, {"q": "a" * 9000, "a": ["b"]}):
+        path.write_text(json.dumps(row))
+        with pytest.raises(DataError, match="row 1: expected a prompt and a completion") as error:
+            read_completions({"train": path}, "q", "a")
+        assert len(str(error.value)) < 350
+
+
+def test_repeated_prompts_are_held_out_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [(f"q{number}", f"{number} {end}") for number in range(20) for end in "xyz"]
+    path.write_text("\n".join(json.dumps({"q": prompt, "a": end}) for prompt, end in rows))
+    splits = read_completions({"train": path, "test": path}, "q", "a")
+    assert {name: len(of) for name, of in splits.items()} == {"train": 54, "test": 20, "validation": 2}
+    assert not set(splits["train"]["prompt"]) & set(splits["validation"]["prompt"])
+    assert all(len(references) == 3 for references in splits["validation"]["references"])
+    path.write_text("\n".join(json.dumps({"q": prompt, "a": end}) for prompt, end in rows[::3]))
+    assert set(read_completions({"train": path}, "q", "a")) == {"train"}

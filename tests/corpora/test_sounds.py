@@ -59,9 +59,11 @@ def test_classes_by_folder_or_by_name(tmp_path: Path) -> None:
     assert found["test"]["label"][:] == [0]
     assert found["train"].features["label"].names == ["no", "yes"]
     assert found["train"][0]["audio"] == pytest.approx((samples / 32768).tolist())
+    write(tmp_path / "flat" / "9_a_2.WAV", samples)
+    (tmp_path / "flat" / "README.md").write_text("not a sound")
     flat = read_sounds({"train": tmp_path / "flat"}, label_pattern="([0-9])_")
-    assert flat["train"].features["label"].names == ["7", "8"]
-    assert flat["train"]["file"][:] == ["7_a_0.wav", "8_a_1.wav"]
+    assert flat["train"].features["label"].names == ["7", "8", "9"]
+    assert flat["train"]["file"][:] == ["7_a_0.wav", "8_a_1.wav", "9_a_2.WAV"]
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
@@ -72,6 +74,14 @@ def test_what_is_refused(tmp_path: Path) -> None:
         read_sounds({"train": tmp_path / "one"})
     with pytest.raises(DataError, match="expected a name that 'x' matches"):
         read_sounds({"train": tmp_path / "one" / "yes"}, label_pattern="x")
+    with pytest.raises(DataError, match=r"1.wav: expected a name that '\(x\)\?1' matches"):
+        read_sounds({"train": tmp_path / "one" / "yes"}, label_pattern="(x)?1")
+    with pytest.raises(DataError, match=r"--label_pattern: expected a regular expression, received '\('"):
+        read_sounds({"train": tmp_path / "one" / "yes"}, label_pattern="(")
+    cut = write(tmp_path / "cut.wav", numpy.zeros(4, "<i2"), channels=2)
+    cut.write_bytes(cut.read_bytes()[:-2])
+    with pytest.raises(DataError, match=r"expected 4 bytes for each sample of 2 channel\(s\), received 6"):
+        read_wave(cut, 8000)
     (tmp_path / "one" / "yes" / "2.wav").write_bytes(b"RIFF")
     with pytest.raises(DataError, match=r"2.wav: expected a WAV file"):
         read_sounds({"train": tmp_path / "one"})

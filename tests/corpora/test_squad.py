@@ -31,10 +31,59 @@ def test_articles_are_never_in_two_splits(tmp_path: Path) -> None:
     splits = read_questions({"train": path})
     titles = {name: set(rows["title"]) for name, rows in splits.items()}
     assert {name: len(found) for name, found in titles.items()} == {"train": 6, "validation": 1, "test": 3}
-    assert not set.intersection(*titles.values())
+    assert sum(map(len, titles.values())) == len(set.union(*titles.values()))
     assert {name: set(rows["title"]) for name, rows in read_questions({"train": path}).items()} == titles
+
+
+def test_validation_articles_are_held_out_where_only_test_is_given(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", [article(name) for name in "abcdefghij"])
     given = read_questions({"train": path, "test": path})
-    assert len(given["train"]) == 10
+    assert {name: len(rows) for name, rows in given.items()} == {"train": 9, "validation": 1, "test": 10}
+    assert not set(given["train"]["title"]) & set(given["validation"]["title"])
+    every = read_questions(dict.fromkeys(("train", "validation", "test"), path))
+    assert {len(rows) for rows in every.values()} == {10}
+
+
+def test_questions_without_titles_are_divided_by_context(tmp_path: Path) -> None:
+    rows = [
+        {
+            "context": f"{number} is a number.",
+            "question": question,
+            "answers": {"text": ["is"], "answer_start": [2]},
+        }
+        for number in range(5)
+        for question in ("What?", "Which?")
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    splits = read_questions({"train": tmp_path / "a.jsonl"})
+    assert {name: len(of) for name, of in splits.items()} == {"train": 4, "validation": 2, "test": 4}
+    contexts = [set(of["context"]) for of in splits.values()]
+    assert sum(map(len, contexts)) == len(set.union(*contexts)) == 5
+
+
+def test_a_list_of_answers_is_read_as_columns_are(tmp_path: Path) -> None:
+    row = {"context": CONTEXT, "question": "?", "answers": [{"text": "France", "answer_start": 24}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    found = read_questions({"train": tmp_path / "a.jsonl"})["train"]
+    assert found[0]["answers"] == {"text": ["France"], "answer_start": [24]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answers": {"text": ["France"], "answer_start": [-7]}}, "expected the answer 'France' at -7"),
+        ({"answers": {"text": ["France"], "answer_start": [24.0]}}, "expected at least one answer with its start"),
+        ({"answers": {"text": ["France"], "answer_start": [None]}}, "expected at least one answer with its start"),
+        ({"answers": "France"}, "expected at least one answer with its start, such as .*received 'France'"),
+        ({"context": None}, "question 1: expected a text in the column 'context', received None"),
+        ({"question": " "}, "question 1: expected a text in the column 'question', received ' '"),
+    ],
+)  # fmt: skip
+def test_rows_that_are_no_questions(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    row = {"context": CONTEXT, "question": "?", "answers": {"text": ["France"], "answer_start": [24]}}
+    (tmp_path / "a.jsonl").write_text(json.dumps({**row, **change}))
+    with pytest.raises(DataError, match=message):
+        read_questions({"train": tmp_path / "a.jsonl"})
 
 
 def test_rows_with_its_columns(tmp_path: Path) -> None:

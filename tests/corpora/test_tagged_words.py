@@ -24,7 +24,7 @@ UNIVERSAL = """# sent_id = 1
 
 
 def write(folder: Path, name: str, text: str) -> str:
-    (folder / name).write_text(text, encoding="utf-8")
+    (folder / name).write_bytes(text.encode())
     return str(folder / name)
 
 
@@ -69,6 +69,12 @@ def test_other_splits_follow_the_training_files_numbers(tmp_path: Path) -> None:
         ("a.conll", "\n\n", "expected at least one sentence"),
         ("a.jsonl", '{"tokens": ["a"], "tags": ["O", "B"]}', "row 1: expected a tag for each word"),
         ("a.jsonl", '{"words": ["a"], "tags": ["O"]}', "expected a column 'tokens'.*--tokens_column"),
+        ("a.conll", "\u00a0\tO\nb\tX\n", "line 1: expected a word and its tag"),
+        ("a.jsonl", '{"tokens": "ab", "tags": ["O", "B"]}', "row 1: expected a list of words, received 'ab'"),
+        ("a.jsonl", '{"tokens": ["a", null], "tags": ["O", "B"]}', r"expected a list of words, received \['a', None\]"),
+        ("a.jsonl", '{"tokens": ["a", "b"], "tags": ["O", null]}', "expected tags that are strings or integers"),
+        ("a.jsonl", '{"tokens": ["a", "b"], "tags": [0.5, 1.5]}', "expected tags that are strings or integers"),
+        ("a.jsonl", '{"tokens": ["a"], "tags": null}\n{"tokens": ["b"], "tags": ["O"]}', "received 1 words and 0 tags"),
     ],
 )  # fmt: skip
 def test_mistakes_name_the_file_and_the_line(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -83,6 +89,30 @@ def test_a_tag_that_training_never_has_and_a_file_that_is_not_there(tmp_path: Pa
         read_tagged_words({"train": train, "test": test})
     with pytest.raises(DataError, match="no such file"):
         read_tagged_words({"train": str(tmp_path / "none.conll")})
+    (tmp_path / "folder.conll").mkdir()
+    with pytest.raises(DataError, match="expected a file, received a folder"):
+        read_tagged_words({"train": str(tmp_path / "folder.conll")})
+
+
+def test_integers_are_ordered_by_value_and_those_below_0_are_no_tag(tmp_path: Path) -> None:
+    rows = {"tokens": ["a", "b", "c", "d"], "tags": [10, 9, -100, -1]}
+    train = read_tagged_words({"train": write(tmp_path, "a.jsonl", json.dumps(rows))})["train"]
+    assert train.features["tags"].feature.names == ["9", "10"]
+    assert train["tags"][:] == [[1, 0, -1, -1]]
+
+
+def test_built_in_lines_survive_a_file(tmp_path: Path) -> None:
+    features = Features({"tokens": Sequence(Value("string")), "tags": Sequence(ClassLabel(names=["x", "y"]))})
+    rows = Dataset.from_dict({"tokens": [["a", "=", "b"]], "tags": [[0, -1, 1]]}, features=features)
+    rows.to_parquet(tmp_path / "a.parquet")
+    assert read_tagged_words({"train": tmp_path / "a.parquet"})["train"]["tags"][:] == [[0, -1, 1]]
+
+
+def test_a_word_with_what_unicode_takes_for_an_end_of_a_line(tmp_path: Path) -> None:
+    train = read_tagged_words({"train": write(tmp_path, "a.conll", "a\u2028b\tX\r\nc\x85d\tY\r\n\r\n")})[
+        "train"
+    ]
+    assert train["tokens"][:] == [["a\u2028b", "c\x85d"]]
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
