@@ -13,6 +13,14 @@ from hf_distill.spans import points_at_spans
 from hf_distill.teachers.signals import TeacherSignals
 
 _POSITION_LOSSES = {"ForCausalLM", "ForMaskedLM", "ForTokenClassification", "ForConditionalGeneration"}
+_WRITERS = ("LMHeadModel", "ModelWithLMHead")
+# Their own loss compares the logits of a position with the label of the same one, whatever their names promise.
+_UNSHIFTED = frozenset(
+    "XLMWithLMHeadModel FlaubertWithLMHeadModel XLNetLMHeadModel BartForCausalLM BigBirdPegasusForCausalLM "
+    "BlenderbotForCausalLM BlenderbotSmallForCausalLM CpmAntForCausalLM MarianForCausalLM MBartForCausalLM "
+    "MusicgenForCausalLM MusicgenMelodyForCausalLM MvpForCausalLM PegasusForCausalLM PLBartForCausalLM "
+    "TrOCRForCausalLM WhisperForCausalLM".split()
+)
 
 
 @dataclass(frozen=True)
@@ -61,10 +69,10 @@ def head_of(model: Any, example_label: Any = None) -> Head:
         return Head("single_label", positions=True, spans=True)
     loss_type = getattr(model, "loss_type", None)
     config = getattr(model, "config", None)
-    if loss_type in _POSITION_LOSSES or type(model).__name__.endswith("LMHeadModel"):
-        causal = loss_type in ("ForCausalLM", "ForConditionalGeneration") or type(model).__name__.endswith(
-            "LMHeadModel"
-        )
+    name = type(model).__name__
+    if loss_type in _POSITION_LOSSES or name.endswith(_WRITERS):
+        causal = loss_type in ("ForCausalLM", "ForConditionalGeneration") or name.endswith(_WRITERS)
+        causal = causal and name not in _UNSHIFTED
         return Head(
             "single_label", positions=True, shift=causal and not getattr(config, "is_encoder_decoder", False)
         )

@@ -126,8 +126,13 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
         chosen = getattr(self.args, "distill_on", None) or "labels"
         if chosen not in ("labels", "attended"):
             raise ValueError(f"distill_on: expected labels or attended, received {chosen!r}.")
-        if not head.positions or head.spans or chosen == "labels":
+        if chosen == "labels":
             return head
+        if not head.positions or head.spans:
+            raise ValueError(
+                "distill_on: expected a head with a prediction per position for 'attended', received one whose every "
+                "example is an item already, labelled or not. Drop distill_on."
+            )
         tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
         special = set(getattr(tokenizer, "all_special_ids", ())) - {getattr(tokenizer, "mask_token_id", None)}
         # What a causal model is to say next may well be the end.

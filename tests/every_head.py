@@ -91,6 +91,11 @@ class Case:
     def __str__(self) -> str:
         return f"{self.head}-{self.architecture}"
 
+    @property
+    def shifts(self) -> bool:
+        """Whether a position predicts the next one's label: BART's decoder alone does not, and its loss knows it."""
+        return self.head == "causal" and self.architecture != "bart"
+
     def model(self, seed: int = 0) -> Any:
         """Return a model without dropout, whose batch norms stay as they are: they would see the split of a batch."""
         torch.manual_seed(seed)
@@ -114,7 +119,7 @@ _HEADS = {
     "tokens": ("AutoModelForTokenClassification", "bert distilbert gpt2 t5"),
     "spans": ("AutoModelForQuestionAnswering", "bert distilbert gpt2 llama bart t5"),
     "masked": ("AutoModelForMaskedLM", "bert distilbert roberta modernbert"),
-    "causal": ("AutoModelForCausalLM", "gpt2 llama opt"),
+    "causal": ("AutoModelForCausalLM", "gpt2 llama opt bart"),
     "written": ("AutoModelForSeq2SeqLM", "t5 bart pegasus"),
     "image": ("AutoModelForImageClassification", "vit resnet mobilenet_v2 convnext"),
     "audio": ("AutoModelForAudioClassification", "wav2vec2 hubert ast"),

@@ -87,7 +87,7 @@ def naive_kl(case: Case, student: Any, teacher: Any) -> float:
         if case.head in BY_POSITION:
             assert labels is not None
             told = labels[0].tolist()
-            if case.head == "causal":
+            if case.shifts:
                 places = [at for at in range(len(told) - 1) if told[at + 1] != -100]
             else:
                 places = [at for at in range(len(told)) if told[at] != -100]
@@ -133,9 +133,7 @@ def label_loss_by_hand(case: Case, model: Any) -> float:
         assert labels is not None
         told = labels.flatten().tolist()
         pairs = (
-            zip(log_probs[:-1], told[1:], strict=True)
-            if case.head == "causal"
-            else zip(log_probs, told, strict=True)
+            zip(log_probs[:-1], told[1:], strict=True) if case.shifts else zip(log_probs, told, strict=True)
         )
         sums["one"] += [-float(at[label]) for at, label in pairs if label != -100]
     means = [sum(values) / len(values) for values in sums.values() if values]
@@ -170,7 +168,7 @@ def test_what_is_no_item_reaches_nothing(tmp_path: Path, case: Case, who: str) -
     items = torch.ones(student.shape[:-1], dtype=torch.bool)
     if case.head in BY_POSITION:
         items = batch["labels"] != -100
-        if case.head == "causal":
+        if case.shifts:
             items = torch.cat([items[:, 1:], torch.zeros_like(items[:, :1])], 1)
     shown = {"student": student, "teacher": teacher}
     before = value(student, teacher)
@@ -218,7 +216,7 @@ def test_all_attended_positions_but_special_tokens(tmp_path: Path, case: Case) -
 
     trainer = make(8, 1, 0.5)
     batch = trainer._prepare_inputs(padded(rows))
-    expected = sum(len(row["input_ids"]) - 1 - (1 if case.head == "causal" else 0) for row in rows)
+    expected = sum(len(row["input_ids"]) - 1 - (1 if case.shifts else 0) for row in rows)
     with torch.no_grad():
         outputs = trainer.student_outputs(trainer.model.eval(), batch)
         found = select_rows(
@@ -242,6 +240,8 @@ def test_all_attended_positions_but_special_tokens(tmp_path: Path, case: Case) -
 def test_an_unknown_choice_of_items_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="distill_on: expected labels or attended, received 'all'"):
         trainer_of(CASES[0], tmp_path, distill_on="all")
+    with pytest.raises(ValueError, match="expected a head with a prediction per position for 'attended'"):
+        trainer_of(CASES[0], tmp_path, distill_on="attended")
 
 
 # ---- spans ------------------------------------------------------------------------------------------
