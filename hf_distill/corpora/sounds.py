@@ -30,7 +30,7 @@ def _glide(direction: float) -> Callable[..., NDArray[numpy.float64]]:
     def pitch_at(
         time: NDArray[numpy.float64], pitch: float, draw: numpy.random.Generator
     ) -> NDArray[numpy.float64]:
-        octaves = direction * draw.uniform(0.15, 0.5)
+        octaves = direction * draw.uniform(0.4, 1.2)
         return pitch * 2 ** (octaves * (time / SECONDS - 0.5))
 
     return pitch_at
@@ -39,11 +39,11 @@ def _glide(direction: float) -> Callable[..., NDArray[numpy.float64]]:
 def _vibrato(
     time: NDArray[numpy.float64], pitch: float, draw: numpy.random.Generator
 ) -> NDArray[numpy.float64]:
-    return pitch * (1 + draw.uniform(0.02, 0.05) * numpy.sin(2 * numpy.pi * draw.uniform(5, 9) * time))
+    return pitch * (1 + draw.uniform(0.06, 0.15) * numpy.sin(2 * numpy.pi * draw.uniform(5, 9) * time))
 
 
 def _jump(time: NDArray[numpy.float64], pitch: float, draw: numpy.random.Generator) -> NDArray[numpy.float64]:
-    step = 2 ** draw.choice([-0.3, 0.3])
+    step = 2 ** draw.choice([-0.6, 0.6])
     return numpy.where(time < SECONDS * draw.uniform(0.35, 0.65), pitch, pitch * step)
 
 
@@ -94,7 +94,7 @@ def tone(kind: str, number: int) -> Waveform:
     if kind == "tremolo":
         sound = sound * (1 + draw.uniform(0.4, 0.8) * numpy.sin(2 * numpy.pi * draw.uniform(5, 9) * time))
     sound = sound / numpy.abs(sound).max() * draw.uniform(0.3, 1.0)
-    noise = draw.normal(size=len(time)) * draw.uniform(0.05, 0.6)
+    noise = draw.normal(size=len(time)) * draw.uniform(0.02, 0.2)
     return ((sound + noise) / 3).astype(numpy.float32)
 
 
