@@ -14,10 +14,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from hf_distill.cache.manifest import tokenizer_hash, weights_hash
 from hf_distill.tasks.model_arguments import last_epoch
 from hf_distill.tasks.task import Task
 from hf_distill.whole_checkpoints import last_whole_checkpoint
@@ -51,8 +53,10 @@ def kept_teacher(
         say(f"Teacher: kept from an earlier run in {folders[last]}")
         return folders[last]
     end, whole = max(missing), math.ceil(task.models.teacher_epochs)
+    base = task.models.teacher_pretrained_name_or_path
+    sizes = f"{task.models.teacher_layers} layers of width {task.models.teacher_width}"
     say(
-        f"Teacher: training {task.models.teacher_layers} layers of width {task.models.teacher_width} into "
+        f"Teacher: {'training ' + sizes if base is None else 'fine-tuning ' + base} into "
         f"{missing[end]} {'' if end == whole else f'to epoch {end} of {whole} '}..."
     )
     _train_teacher(task, splits, args, missing)
@@ -68,6 +72,9 @@ def _folder(task: Task, splits: DatasetDict, args: TrainingArguments, epoch: int
         if name != "teacher_stop_epoch" and not name.startswith("student_")
     }
     wanted["teacher_model_name_or_path"] = wanted["teachers_from_seeds"] = None  # they name no other training
+    wanted.pop("ignore_mismatched_sizes")
+    if wanted.pop("teacher_pretrained_name_or_path") is not None:
+        wanted["start"] = _start(task, splits, args.seed)
     if epoch < math.ceil(task.models.teacher_epochs):
         wanted["teacher_stop_epoch"] = epoch
     wanted |= {"task": task.name, "encoding": task.encoding, "processes": args.world_size}
@@ -76,6 +83,14 @@ def _folder(task: Task, splits: DatasetDict, args: TrainingArguments, epoch: int
     digest = hashlib.sha256(json.dumps(wanted, sort_keys=True, default=str).encode())
     digest.update(content_hash(splits["train"]))
     return Path(str(args.output_dir)) / f"teacher-{digest.hexdigest()[:12]}"
+
+
+def _start(task: Task, splits: DatasetDict, seed: int) -> list[str | None]:
+    """Return hashes of what a pretrained teacher starts from, since a name says nothing of what is in a folder."""
+    processor = task.teacher_processor(splits)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # of a new head
+        return [weights_hash(task.make_teacher(splits, processor)), tokenizer_hash(processor)]
 
 
 def content_hash(rows: Dataset) -> bytes:
@@ -132,12 +147,12 @@ def _train_teacher(
         kept = unfinished / "processor"
         if not kept.is_dir():
             beside = unfinished / "_processor"
-            task.new_processor(splits).save_pretrained(str(beside))
+            task.teacher_processor(splits).save_pretrained(str(beside))
             os.replace(beside, kept)
         processor = task.load_processor(str(kept))
         train = task.encode(splits["train"], processor, training=True)
     set_seed(args.seed)
-    model = task.new_model("teacher", splits, processor)
+    model = task.make_teacher(splits, processor)
     trainer = Trainer(
         model,
         TrainingArguments(

@@ -22,6 +22,8 @@ _COUNTS = (
     "per_device_train_batch_size",
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
+    "image_size",
+    "pretrained_image_size",
 )
 _POSITIVE = ("teacher_epochs", "teacher_learning_rate", "learning_rate")
 _SHARES = ("teacher_dropout", "teacher_word_dropout")

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from hf_distill.jobs.command_line import short_errors
 from hf_distill.jobs.comparison import Comparison
 from hf_distill.tasks.model_arguments import number_of_teachers
-from hf_distill.tasks.task import Task
+from hf_distill.tasks.task import Task, student_processor
 
 
 def rehearse(task: Task, splits: DatasetDict, args: Any) -> None:
@@ -32,12 +32,10 @@ def rehearse(task: Task, splits: DatasetDict, args: Any) -> None:
     with short_errors(), _silence(), tempfile.TemporaryDirectory() as folder:
         args = copy.copy(args)
         args.output_dir = folder
-        own = task.new_processor(few)
+        own = task.teacher_processor(few)
         count = number_of_teachers(models)
-        teachers = [task.new_model("teacher", few, own) for _ in range(count)]
-        named = models.student_model_name_or_path
-        processor = own if named is None else task.load_processor(named)
-        owned = [None if named is None else own] * count
+        teachers = [task.make_teacher(few, own) for _ in range(count)]
+        processor, owned = student_processor(task, [own] * count)
         job = Comparison(task, few, teachers, [], processor, owned, args, lambda line: None)
         job.prepare(args.seed)
 

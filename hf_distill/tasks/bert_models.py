@@ -32,6 +32,16 @@ class TextModelArguments(BertModelArguments):
     )
 
 
+@dataclass
+class WordModelArguments(BertModelArguments):
+    """Which teacher and student of words; sizes are those of models trained from random weights."""
+
+    teacher_word_dropout: float = field(
+        default=0.2,
+        metadata={"help": "Share of tokens hidden from a teacher trained here, drawn anew each epoch"},
+    )
+
+
 def label_names(splits: DatasetDict) -> list[str]:
     """Return the names of the classes of whole examples, in the order of their numbers."""
     return [str(name) for name in splits["train"].features["label"].names]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,8 @@ from hf_distill.tasks.task import Role, Task
 from hf_distill.tasks.text_classification import summed_loss
 
 _TIMED_IMAGES = 5
+# Width and height that models made here read.
+_SIZE = 32
 # PyTorch's own default: the share of the newest batch in running statistics.
 _MOMENTUM = 0.1
 
@@ -61,7 +64,20 @@ class ImageDataArguments(DataArguments):
     label_column: str = field(
         default="label", metadata={"help": "The column of a Hub data set with the label"}
     )
-    image_size: int = field(default=32, metadata={"help": "Width and height that models made here read"})
+    image_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Width and height that models from random weights read. Default: the teacher's where one is named, "
+            "or 32"
+        },
+    )
+    pretrained_image_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Width and height that pretrained models are fine-tuned at (convolutional ones: any). Default: as "
+            "their processor says"
+        },
+    )
     augmentation: str = field(
         default="none",
         metadata={
@@ -159,7 +175,11 @@ class ImageClassification(Task):
     @property
     def encoding(self) -> dict[str, Any]:
         """Size and augmentation, which a teacher trained here sees as well."""
-        return {"image_size": self.data.image_size, "augmentation": self.data.augmentation}
+        return {
+            "image_size": self.data.image_size or _SIZE,
+            "augmentation": self.data.augmentation,
+            "pretrained_image_size": self.data.pretrained_image_size,
+        }
 
     def encode(
         self, rows: Dataset, processor: Any, keep_raw: bool = False, training: bool = False
@@ -194,19 +214,32 @@ class ImageClassification(Task):
 
     def new_processor(self, splits: DatasetDict) -> Any:
         """Return a processor to the size of models made here, with pixels in [-1, 1]."""
-        size = {"height": self.data.image_size, "width": self.data.image_size}
-        return ViTImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+        size = self.data.image_size or _SIZE
+        return ViTImageProcessor(
+            size={"height": size, "width": size}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        )
 
     def load_processor(self, name: str, revision: str | None = None) -> Any:
         """Return the image processor of a named model."""
         try:
-            return AutoImageProcessor.from_pretrained(name, revision=revision or "main")
+            processor = AutoImageProcessor.from_pretrained(name, revision=revision or "main")
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{name!r}: expected an image processor beside the model, received none "
                 f"({str(error).splitlines()[0]}). Save the one it was trained with there: "
                 "processor.save_pretrained(folder)."
             ) from error
+        return processor
+
+    def pretrained_processor(self, name: str) -> Any:
+        """Return the image processor of a model that is fine-tuned here, to the size asked for."""
+        processor, size = self.load_processor(name), self.data.pretrained_image_size
+        return processor if size is None else resized(processor, size)
+
+    def beside(self, teacher: Any) -> Any:
+        """Return the teacher's processor, to the student's own size where one is asked for."""
+        size = self.data.image_size
+        return teacher if size is None else resized(teacher, size)
 
     def read_alike(self, one: Any, other: Any) -> bool:
         """Whether two processors make the same of an image."""
@@ -217,16 +250,12 @@ class ImageClassification(Task):
         return views[0].shape == views[1].shape and torch.allclose(views[0], views[1], atol=1e-4)
 
     def make_student(self, teacher: Any, splits: DatasetDict, processor: Any) -> Any:
-        """Return a student whose running statistics are those of many batches.
+        """Return a student whose running statistics are those of many batches."""
+        return remembering(super().make_student(teacher, splits, processor))
 
-        MobileNets of transformers have TensorFlow's momentum of 0.997, which in PyTorch is the share of the *last*
-        batch: in evaluation a model trained so would know the last few images alone.
-        """
-        student = super().make_student(teacher, splits, processor)
-        for module in student.modules():
-            if isinstance(module, torch.nn.BatchNorm2d) and module.momentum and module.momentum > 0.5:
-                module.momentum = _MOMENTUM
-        return student
+    def make_teacher(self, splits: DatasetDict, processor: Any) -> Any:
+        """Return a teacher whose running statistics are those of many batches."""
+        return remembering(super().make_teacher(splits, processor))
 
     def new_model(self, role: Role, splits: DatasetDict, processor: Any) -> Any:
         """Return a ResNet or a ViT as teacher, and a MobileNetV2 as student."""
@@ -235,7 +264,7 @@ class ImageClassification(Task):
             "id2label": dict(enumerate(names)),
             "label2id": {name: i for i, name in enumerate(names)},
         }
-        models, size = self.models, self.data.image_size
+        models, size = self.models, self.data.image_size or _SIZE
         if role == "student":
             return MobileNetV2ForImageClassification(
                 MobileNetV2Config(
@@ -271,10 +300,10 @@ class ImageClassification(Task):
                 "--mixup, --cutmix: expected a loss without labels (--alpha 1), since a mixture of images has none, "
                 f"received alpha {args.alpha}. Set --alpha 1, or mix nothing."
             )
-        if self.models.teacher_kind == "vit" and self.data.image_size % max(self.data.image_size // 8, 1):
+        size = self.data.image_size or _SIZE
+        if self.models.teacher_kind == "vit" and size % max(size // 8, 1):
             raise ValueError(
-                f"--image_size: expected a multiple of 8, of which a ViT's patches are made, received "
-                f"{self.data.image_size}."
+                f"--image_size: expected a multiple of 8, of which a ViT's patches are made, received {size}."
             )
 
     def measure(self, rows: Dataset, encoded: Dataset, processor: Any) -> Measure:
@@ -290,3 +319,37 @@ class ImageClassification(Task):
         collate = self.collator(processor)
         few = range(min(_TIMED_IMAGES, len(encoded)))
         return [{"pixel_values": collate([encoded[index]])["pixel_values"]} for index in few]
+
+
+def remembering(model: Any) -> Any:
+    """Return a model whose running statistics are those of many batches.
+
+    MobileNets of transformers have TensorFlow's momentum of 0.997, which in PyTorch is the share of the *last* batch:
+    in evaluation a model trained so would know the last few images alone.
+
+    Example:
+        >>> remembering(torch.nn.BatchNorm2d(2, momentum=0.997)).momentum
+        0.1
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d) and module.momentum and module.momentum > 0.5:
+            module.momentum = _MOMENTUM
+    return model
+
+
+def resized(processor: Any, size: int) -> Any:
+    """Return another processor that makes images of a size, cut out of its larger image by the same share as before.
+
+    Example:
+        >>> resized(ViTImageProcessor(), 96).size["height"]
+        96
+    """
+    processor = copy.deepcopy(processor)
+    crop = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None
+    if not crop:
+        processor.size = {"height": size, "width": size}
+        return processor
+    shortest = processor.size.get("shortest_edge") or processor.size.get("height")
+    processor.size = {"shortest_edge": round(shortest * size / crop["height"])}
+    processor.crop_size = {"height": size, "width": size}
+    return processor

@@ -18,7 +18,7 @@ from hf_distill.evaluation.measures import Measure
 from hf_distill.masking import ROW, RowKeyedMasking, TellEpoch
 from hf_distill.tasks.bert_models import bert_config, check_widths
 from hf_distill.tasks.data_arguments import DataArguments, check_sources, complete, given_files, hub_splits
-from hf_distill.tasks.model_arguments import ModelArguments, sizes_of
+from hf_distill.tasks.model_arguments import ModelArguments, pretrained_models, sizes_of
 from hf_distill.tasks.task import Role, Task
 from hf_distill.tasks.wordpiece import train_tokenizer
 
@@ -92,7 +92,7 @@ class MaskedLanguageModelling(Task):
         models = self.models
         if models.student_layers or models.student_num_hidden_layers or models.student_model_name_or_path:
             return
-        layers, named = models.teacher_layers, models.teacher_model_name_or_path
+        layers, named = models.teacher_layers, pretrained_models(models)
         if named:
             layers = getattr(AutoConfig.from_pretrained(named[0]), "num_hidden_layers", 2)
         models.student_num_hidden_layers = max(layers // 2, 1)

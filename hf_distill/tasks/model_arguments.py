@@ -22,8 +22,18 @@ class ModelArguments:
         default=None,
         metadata={"help": "Train an ensemble of this many teachers here, with the seeds 0, 1, 2, ..."},
     )
+    teacher_pretrained_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "A pretrained model that a teacher is fine-tuned from here, once, and kept; give its "
+            "--teacher_learning_rate too. Default: random weights"
+        },
+    )
     student_model_name_or_path: str | None = field(
         default=None, metadata={"help": "A pretrained student: Hub id or folder. Default: random weights"}
+    )
+    ignore_mismatched_sizes: bool = field(
+        default=False, metadata={"help": "Give a pretrained model of other classes a new head"}
     )
     student_num_hidden_layers: int | None = field(
         default=None,
@@ -58,6 +68,17 @@ def number_of_teachers(settings: ModelArguments) -> int:
         (3, 1)
     """
     return len(settings.teacher_model_name_or_path or ()) or settings.teachers_from_seeds or 1
+
+
+def pretrained_models(settings: ModelArguments) -> list[str]:
+    """Return what is named of teachers: fine-tuned ones, or the one that is fine-tuned here.
+
+    Example:
+        >>> pretrained_models(ModelArguments(teacher_pretrained_name_or_path="bert-base-uncased"))
+        ['bert-base-uncased']
+    """
+    base = settings.teacher_pretrained_name_or_path
+    return settings.teacher_model_name_or_path or ([] if base is None else [base])
 
 
 def sizes_of(settings: ModelArguments, role: str) -> tuple[int, int, float]:
@@ -101,6 +122,12 @@ def check_models(settings: ModelArguments) -> None:
         )
     if count is not None and count < 1:
         raise ValueError(f"--teachers_from_seeds: expected a number of at least 1, received {count}.")
+    pretrained = settings.teacher_pretrained_name_or_path
+    if pretrained is not None and settings.teacher_model_name_or_path is not None:
+        raise ValueError(
+            "expected --teacher_model_name_or_path, which is fine-tuned already, or --teacher_pretrained_name_or_path, "
+            "which is fine-tuned here, received both. Drop one."
+        )
     layers, name = settings.student_num_hidden_layers, settings.student_model_name_or_path
     if layers is not None and name is not None:
         raise ValueError(
@@ -109,19 +136,20 @@ def check_models(settings: ModelArguments) -> None:
     if (
         layers is not None
         and settings.teacher_model_name_or_path is None
+        and pretrained is None
         and layers > settings.teacher_layers
     ):
         raise ValueError(
             f"--student_num_hidden_layers: expected at most the teacher's {settings.teacher_layers} layers, received "
             f"{layers}. Give fewer, or raise --teacher_layers."
         )
-    teachers = [("teacher", model) for model in settings.teacher_model_name_or_path or ()]
-    for flag, model in (*teachers, ("student", name)):
+    teachers = [("teacher_model", model) for model in settings.teacher_model_name_or_path or ()]
+    for flag, model in (*teachers, ("teacher_pretrained", pretrained), ("student_model", name)):
         if model is not None:
             try:
                 AutoConfig.from_pretrained(model)
             except (OSError, ValueError) as error:
                 raise ValueError(
-                    f"--{flag}_model_name_or_path: expected a Hub id or a folder with a saved model, received "
+                    f"--{flag}_name_or_path: expected a Hub id or a folder with a saved model, received "
                     f"{model!r}: {str(error).splitlines()[0]}"
                 ) from error

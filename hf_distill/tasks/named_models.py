@@ -60,25 +60,28 @@ def _no_tokenizer(name: str, detail: str) -> str:
     )
 
 
-def load_student(name: str, names: Sequence[str] | None, auto_class: Any) -> Any:
-    """Load a pretrained student with a head for the data's classes: its own, in the data's order, or a new one.
+def load_pretrained(
+    flag: str, name: str, names: Sequence[str] | None, auto_class: Any, new_head: bool = False
+) -> Any:
+    """Load a pretrained model with a head for the data's classes: its own, in the data's order, or a new one.
 
     Args:
+        flag: where the user named it, for messages: ``--student_model_name_or_path``.
         name: its Hub id or folder.
         names: the classes, in the order of their numbers; None for a head without classes.
         auto_class: the Auto class of its head.
+        new_head: a head for another number of classes is replaced by one of random weights, not refused.
 
     Raises:
         ValueError: weights that can't be read, or a head for another number of classes.
     """
-    flag = "--student_model_name_or_path"
     labels: dict[str, Any] = {}
     if names is not None:
         labels = {"num_labels": len(names), "id2label": dict(enumerate(names))}
         labels["label2id"] = {label: number for number, label in enumerate(names)}
     config = AutoConfig.from_pretrained(name, **labels)
     try:
-        student, loading = auto_class.from_pretrained(
+        model, loading = auto_class.from_pretrained(
             name, config=config, ignore_mismatched_sizes=names is not None, output_loading_info=True
         )
     except SafetensorError as error:
@@ -87,17 +90,19 @@ def load_student(name: str, names: Sequence[str] | None, auto_class: Any) -> Any
             "download it again."
         ) from error
     if names is None:
-        return student
+        return model
     if loading["mismatched_keys"]:
+        if new_head:
+            return model
         key, received, expected = sorted(loading["mismatched_keys"])[0]
         raise ValueError(
             f"{flag}: expected a model for the data's {len(names)} classes, or one without a trained head, received "
             f"{name!r}, whose {key} is {tuple(received)}, not {tuple(expected)}. Name the pretrained model that it was "
-            "fine-tuned from."
+            "fine-tuned from, or give it a new head with --ignore_mismatched_sizes."
         )
     # Of other classes, its head is a start like any other, and keeps its order.
     own = AutoConfig.from_pretrained(name).id2label
     if sorted(map(str, own.values())) == sorted(names):
-        student.config.id2label = own
-        follow_label_names(student, names)
-    return student
+        model.config.id2label = own
+        follow_label_names(model, names)
+    return model

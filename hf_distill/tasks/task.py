@@ -14,7 +14,7 @@ from hf_distill.evaluation.measures import Measure
 from hf_distill.students import student_from_teacher
 from hf_distill.tasks.label_names import follow_label_names
 from hf_distill.tasks.model_arguments import ModelArguments
-from hf_distill.tasks.named_models import load_student, load_tokenizer
+from hf_distill.tasks.named_models import load_pretrained, load_tokenizer
 from hf_distill.tasks.teacher_answers import TeacherAnswers, answers_by_logits
 from hf_distill.trainer import DistillationTrainer
 
@@ -153,7 +153,34 @@ class Task(ABC):
             return student
         if models.student_model_name_or_path is None:
             return self.new_model("student", splits, processor)
-        return load_student(models.student_model_name_or_path, names, self.auto_class)
+        return self._pretrained("student_model_name_or_path", names)
+
+    def make_teacher(self, splits: DatasetDict, processor: Any) -> Any:
+        """Return a teacher to be trained here: pretrained, or of random weights from the global seed.
+
+        Raises:
+            ValueError: a named model that can't be loaded for the data's classes.
+        """
+        if self.models.teacher_pretrained_name_or_path is None:
+            return self.new_model("teacher", splits, processor)
+        return self._pretrained("teacher_pretrained_name_or_path", self.label_names(splits))
+
+    def _pretrained(self, flag: str, names: list[str] | None) -> Any:
+        name, new_head = getattr(self.models, flag), self.models.ignore_mismatched_sizes
+        return load_pretrained(f"--{flag}", name, names, self.auto_class, new_head)
+
+    def teacher_processor(self, splits: DatasetDict) -> Any:
+        """Return the processor of a teacher trained here: that of the model it starts from, or a new one."""
+        name = self.models.teacher_pretrained_name_or_path
+        return self.new_processor(splits) if name is None else self.pretrained_processor(name)
+
+    def pretrained_processor(self, name: str) -> Any:
+        """Return the processor of a model that is fine-tuned here."""
+        return self.load_processor(name)
+
+    def beside(self, teacher: Any) -> Any:
+        """Return the processor of a student from random weights: that of its teacher."""
+        return teacher
 
     #: The loss of a teacher trained here where it is not its model's own.
     teacher_loss: ClassVar[Callable[..., Any] | None] = None
@@ -241,13 +268,32 @@ def processors_of(
         ValueError: where a teacher can't be asked through its own.
     """
     teachers = [task.load_processor(folder, revision) for folder in teacher_folders]
-    name = task.models.student_model_name_or_path
-    student = teachers[0] if name is None else task.load_processor(name)
+    return student_processor(task, teachers, teacher_folders)
+
+
+def student_processor(
+    task: Task, teachers: Sequence[Any], named: Sequence[str] = ("trained here",)
+) -> tuple[Any, list[Any]]:
+    """Return the student's processor, and of each teacher its own where it differs, else None.
+
+    Args:
+        task: loads the student's.
+        teachers: those of the teachers.
+        named: the teachers, for the message.
+
+    Raises:
+        ValueError: where a teacher can't be asked through its own.
+    """
+    name, cut = task.models.student_model_name_or_path, task.models.student_num_hidden_layers is not None
+    if name is not None:
+        student = task.pretrained_processor(name)
+    else:
+        student = teachers[0] if cut else task.beside(teachers[0])
     own = [None if task.read_alike(one, student) else one for one in teachers]
     if not task.raw_columns and any(one is not None for one in own):
         raise ValueError(
             f"expected teacher and student to read their input alike, since their answers are compared position by "
-            f"position, received other processors ({', '.join(teacher_folders)}; {name}). Take a student of the "
-            "teacher's family, or --student_num_hidden_layers to cut one out of it."
+            f"position, received other processors (teacher {', '.join(named)}; student {name or named[0]}). Take a "
+            "student of the teacher's family, or --student_num_hidden_layers to cut one out of it."
         )
     return student, own

@@ -18,11 +18,12 @@ from hf_distill.corpora.tagged_words import checked_words, read_tagged_words
 from hf_distill.evaluation.measures import Measure
 from hf_distill.evaluation.token_classification import token_measure
 from hf_distill.items import IGNORED
-from hf_distill.tasks.bert_models import BertModelArguments, bert_config, check_widths
+from hf_distill.tasks.bert_models import WordModelArguments, bert_config, check_widths
 from hf_distill.tasks.data_arguments import DataArguments, check_sources, complete, given_files, hub_splits
 from hf_distill.tasks.model_arguments import sizes_of
 from hf_distill.tasks.task import Role, Task
 from hf_distill.tasks.text_classification import summed_loss
+from hf_distill.tasks.word_dropout import WordHiding
 from hf_distill.tasks.wordpiece import train_tokenizer
 
 
@@ -63,7 +64,7 @@ class TokenClassification(Task):
     name = "token_classification"
     auto_class = AutoModelForTokenClassification
     data_arguments = WordDataArguments
-    model_arguments = BertModelArguments
+    model_arguments = WordModelArguments
     metrics = ("accuracy", "f1", "precision", "recall")
     counted = "sentences"
     teacher_loss = staticmethod(summed_loss)
@@ -121,6 +122,10 @@ class TokenClassification(Task):
     ) -> Callable[[list[Any]], Any]:
         """Pad, the labels with -100."""
         return DataCollatorForTokenClassification(processor)
+
+    def teacher_collator(self, processor: Any) -> Callable[[list[Any]], Any]:
+        """Pad, and hide words."""
+        return WordHiding(processor, self.models.teacher_word_dropout)
 
     def new_processor(self, splits: DatasetDict) -> Any:
         """Train a tokenizer on the words of the training sentences."""

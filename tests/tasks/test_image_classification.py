@@ -12,13 +12,14 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hf_distill import DistillationTrainer
 from hf_distill.corpora.images import digit_images
-from hf_distill.image_views import ImageViews
+from hf_distill.image_views import ImageViews, pixels
 from hf_distill.jobs.comparison import prepare_comparison
 from hf_distill.jobs.rehearsal import rehearse
 from hf_distill.tasks.image_classification import (
     ImageClassification,
     ImageDataArguments,
     ImageModelArguments,
+    resized,
 )
 from tests.jobs.test_comparison import arguments
 from tests.tiny import perturbed
@@ -120,3 +121,63 @@ def test_both_kinds_of_teacher_fit(tmp_path: Path, splits: DatasetDict, kind: st
     assert not list(tmp_path.iterdir()), (
         "a rehearsal that goes well leaves nothing, and did not end the process"
     )
+
+
+def test_a_pretrained_mobilenet_is_fine_tuned_into_the_teacher(
+    tmp_path: Path, splits: DatasetDict, capsys: Any
+) -> None:
+    from transformers import MobileNetV2Config, MobileNetV2ForImageClassification, MobileNetV2ImageProcessor
+
+    many = {number: f"thing {number}" for number in range(21)}
+    base = perturbed(
+        MobileNetV2ForImageClassification(MobileNetV2Config(depth_multiplier=0.1, id2label=many))
+    )
+    base.save_pretrained(tmp_path / "base")
+    MobileNetV2ImageProcessor().save_pretrained(tmp_path / "base")
+    models = ImageModelArguments(**TINY, teacher_pretrained_name_or_path=str(tmp_path / "base"))
+    task = ImageClassification(ImageDataArguments(pretrained_image_size=32), models)
+    with pytest.raises(SystemExit):
+        rehearse(task, splits, arguments(tmp_path / "out"))
+    assert "or give it a new head with --ignore_mismatched_sizes" in capsys.readouterr().err
+    models.ignore_mismatched_sizes = True
+    models.teacher_learning_rate = 1e-12  # so that it is still known
+    _, said = run(task, splits, tmp_path / "out", cached=True)
+    assert any(line.startswith(f"Teacher: fine-tuning {tmp_path / 'base'} into") for line in said)
+    (folder,) = (tmp_path / "out").glob("teacher-*")
+    teacher = MobileNetV2ForImageClassification.from_pretrained(folder)
+    assert torch.allclose(
+        teacher.mobilenet_v2.conv_stem.first_conv.convolution.weight,
+        base.mobilenet_v2.conv_stem.first_conv.convolution.weight,
+        atol=1e-6,
+    )
+    assert teacher.config.num_labels == 10
+    assert {part.momentum for part in teacher.modules() if isinstance(part, torch.nn.BatchNorm2d)} == {
+        0.997
+    }, "the momentum is transformers' own in its configuration"
+    assert task.load_processor(str(folder)).crop_size["height"] == 32
+    _, said = run(task, splits, tmp_path / "out", cached=True)
+    assert any("kept from an earlier run" in line for line in said)
+    perturbed(base).save_pretrained(tmp_path / "base")
+    _, said = run(task, splits, tmp_path / "out", cached=True)
+    assert any("fine-tuning" in line for line in said), "the folder holds another model now"
+
+
+def test_the_share_that_is_cut_out_is_that_of_the_larger_image() -> None:
+    from transformers import MobileNetV2ImageProcessor
+
+    processor = resized(MobileNetV2ImageProcessor(), 112)
+    assert (processor.size["shortest_edge"], processor.crop_size["height"]) == (128, 112)
+    from PIL import Image
+
+    assert pixels(processor, [Image.new("RGB", (300, 200))]).shape == (1, 3, 112, 112)
+
+
+def test_a_student_from_random_weights_reads_its_own_size(tmp_path: Path, splits: DatasetDict) -> None:
+    models = ImageModelArguments(**TINY, teacher_model_name_or_path=[teacher(tmp_path / "teacher")])
+    task = ImageClassification(ImageDataArguments(image_size=8), models)
+    job = prepare_comparison(task, splits, arguments(tmp_path / "out"), lambda line: None)
+    batch = task.collator(job.processor, job.teacher_processors)([job.encoded["train"][0]])
+    assert batch["pixel_values"].shape[-1] == 8
+    assert batch["teacher_pixel_values"].shape[-1] == 16
+    task.data.image_size = None
+    assert prepare_comparison(task, splits, arguments(tmp_path / "out"), print).teacher_processors == [None]

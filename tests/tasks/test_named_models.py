@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, GPT2Config, MPNetConfig, T5Config
 
 from hf_distill.tasks.bert_models import TextModelArguments
-from hf_distill.tasks.named_models import load_student, load_tokenizer
+from hf_distill.tasks.named_models import load_pretrained, load_tokenizer
 from hf_distill.tasks.task import processors_of
 from hf_distill.tasks.text_classification import TextClassification
 from hf_distill.tasks.text_data import TextDataArguments
@@ -20,6 +20,7 @@ from hf_distill.teachers.online import load_trained_model
 from tests.tiny import bert, classifier
 
 HEAD = AutoModelForSequenceClassification
+FLAG = "--student_model_name_or_path"
 MISSING = "expected a tokenizer beside the model, received none.*tokenizer.save_pretrained"
 
 
@@ -83,23 +84,27 @@ def test_teachers_that_can_teach_nothing(tmp_path: Path) -> None:
 def test_a_student_with_its_own_head_a_new_one_or_one_that_does_not_fit(tmp_path: Path) -> None:
     names = ["cat", "dog", "hen"]
     own = bert()
-    student = load_student(saved(tmp_path / "own", own), names, HEAD)
+    student = load_pretrained(FLAG, saved(tmp_path / "own", own), names, HEAD)
     assert torch.equal(student.classifier.weight, own.classifier.weight)
     assert student.config.id2label == dict(enumerate(names))
     assert (
-        load_student(
-            saved(tmp_path / "mlm", classifier("bert_mlm")), names, AutoModelForSequenceClassification
+        load_pretrained(
+            FLAG, saved(tmp_path / "mlm", classifier("bert_mlm")), names, AutoModelForSequenceClassification
         ).config.num_labels
         == 3
     )
     with pytest.raises(
         ValueError, match=r"data's 2 classes.*own', whose classifier.bias is \(3,\), not \(2,\). Name"
     ):
-        load_student(str(tmp_path / "own"), names[:2], HEAD)
+        load_pretrained(FLAG, str(tmp_path / "own"), names[:2], HEAD)
+    renewed = load_pretrained(FLAG, str(tmp_path / "own"), names[:2], HEAD, new_head=True)
+    assert renewed.config.id2label == dict(enumerate(names[:2]))
+    assert torch.equal(renewed.bert.pooler.dense.weight, own.bert.pooler.dense.weight)
     with pytest.raises(
         ValueError, match=r"--student_model_name_or_path: .*cut', whose weights can't be read"
     ):
-        load_student(
+        load_pretrained(
+            FLAG,
             cut_short(shutil.copytree(tmp_path / "own", tmp_path / "cut").as_posix()),
             names,
             AutoModelForSequenceClassification,
@@ -109,11 +114,11 @@ def test_a_student_with_its_own_head_a_new_one_or_one_that_does_not_fit(tmp_path
 def test_a_students_own_head_follows_the_datas_order_of_its_classes(tmp_path: Path) -> None:
     own = bert()
     own.config.id2label, own.config.label2id = {0: "hen", 1: "cat", 2: "dog"}, {"hen": 0, "cat": 1, "dog": 2}
-    student = load_student(
-        saved(tmp_path / "own", own), ["cat", "dog", "hen"], AutoModelForSequenceClassification
+    student = load_pretrained(
+        FLAG, saved(tmp_path / "own", own), ["cat", "dog", "hen"], AutoModelForSequenceClassification
     )
     assert torch.equal(student.classifier.weight, own.classifier.weight[[1, 2, 0]])
     assert student.config.id2label == {0: "cat", 1: "dog", 2: "hen"}
-    other = load_student(str(tmp_path / "own"), ["fish", "dog", "hen"], HEAD)
+    other = load_pretrained(FLAG, str(tmp_path / "own"), ["fish", "dog", "hen"], HEAD)
     assert torch.equal(other.classifier.weight, own.classifier.weight)
     assert other.config.label2id == {"fish": 0, "dog": 1, "hen": 2}
