@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging
 
-from hf_distill.items import Head, head_of
+from hf_distill.items import Head, chooses, head_of
 
 logger = logging.get_logger(__name__)
 
@@ -75,6 +75,18 @@ def predicts_tokens(model: Any) -> bool:
     name = type(model).__name__
     kinds = ("ForCausalLM", "ForMaskedLM", "ForConditionalGeneration", "LMHeadModel", "ForPreTraining")
     return name.endswith(kinds)
+
+
+def has_named_classes(model: Any) -> bool:
+    """Return whether a model's classes are those of ``id2label``: not tokens, nor the choices that an example has.
+
+    Example:
+        >>> from transformers import BertConfig, BertForMultipleChoice
+        >>> sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        >>> has_named_classes(BertForMultipleChoice(BertConfig(**sizes)))
+        False
+    """
+    return not predicts_tokens(model) and not chooses(model)
 
 
 def _names(config: Any) -> list[str]:

@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.compute
 
 from hf_distill.compatibility import predicts_tokens
-from hf_distill.items import IGNORED, Head
+from hf_distill.items import IGNORED, Head, chooses
 from hf_distill.schedules import Scheduled, as_plain, highest
 from hf_distill.spans import START
 
@@ -208,11 +208,15 @@ def _check_classes(column: Any, model: Any, head: Head) -> None:
         _refuse("integers", f"{column.type} numbers", head)
     config = model.config.get_text_config() if predicts_tokens(model) else model.config
     classes = getattr(config, "vocab_size" if predicts_tokens(model) else "num_labels", None)
+    if chooses(model):  # as many as the example has
+        classes = None
     present = column.filter(pyarrow.compute.not_equal(column, IGNORED))
     bounds = pyarrow.compute.min_max(present).as_py()
-    if classes is None or bounds["min"] is None:
+    if bounds["min"] is None:
         return
-    if bounds["min"] < 0 or bounds["max"] >= classes:
+    if classes is None and bounds["min"] < 0:
+        _refuse(f"classes from 0, or {IGNORED} for none", str(bounds["min"]), head)
+    if classes is not None and (bounds["min"] < 0 or bounds["max"] >= classes):
         wrong = bounds["min"] if bounds["min"] < 0 else bounds["max"]
         raise ValueError(
             f"labels: expected classes from 0 to {classes - 1} (the model has {classes}), or {IGNORED} for none, "

@@ -76,6 +76,8 @@ def head_of(model: Any, example_label: Any = None) -> Head:
         return Head(
             "single_label", positions=True, shift=causal and not getattr(config, "is_encoder_decoder", False)
         )
+    if chooses(model):
+        return Head("single_label")
     problem_type = getattr(config, "problem_type", None)
     if problem_type is not None:
         kinds: dict[str, HeadKind] = {
@@ -90,6 +92,18 @@ def head_of(model: Any, example_label: Any = None) -> Head:
     if _is_float(first):
         return Head("multi_label")
     return Head("single_label")
+
+
+def chooses(model: Any) -> bool:
+    """Return whether a model's classes are the choices that an example has, which ``num_labels`` says nothing of.
+
+    Example:
+        >>> from transformers import BertConfig, BertForMultipleChoice
+        >>> sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        >>> chooses(BertForMultipleChoice(BertConfig(**sizes)))
+        True
+    """
+    return type(model).__name__.endswith("ForMultipleChoice")
 
 
 def _is_float(label: Any) -> bool:

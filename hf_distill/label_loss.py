@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from transformers.utils import logging
 
 from hf_distill.columns import UNLABELLED_ROWS, BatchColumns
-from hf_distill.compatibility import predicts_tokens
+from hf_distill.compatibility import has_named_classes
 from hf_distill.items import IGNORED, Head, count_items, count_labelled, count_span_labels, labelled_mask
 from hf_distill.normalisation import Normalisation, probe_normalisation, undisturbed
 from hf_distill.objectives.base import at_least_float32
@@ -258,9 +258,10 @@ class LabelLossMixin(SpanLabelLossMixin, _Base):
         return self._agree(answer)
 
     def _number_of_classes(self) -> int | None:
-        """Return how many classes the labels have, unless they are tokens, whose weights nobody sets."""
+        """Return how many classes the labels have, unless they are tokens or choices, whose weights nobody sets."""
         model: Any = self._probed_model()
-        return None if predicts_tokens(model) else getattr(getattr(model, "config", None), "num_labels", None)
+        named = has_named_classes(model)
+        return getattr(getattr(model, "config", None), "num_labels", None) if named else None
 
     def _tolerance(self) -> float:
         """Return how far forwards of the same rows in other batches may differ, relative to the loss."""

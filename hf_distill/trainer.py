@@ -33,6 +33,7 @@ from hf_distill.normalisation import Normalisation, untouched_randomness
 from hf_distill.objectives.base import OF_ONE_MODEL
 from hf_distill.projections import ProjectionKey
 from hf_distill.publishing import PublishingMixin
+from hf_distill.span_checks import check_spans
 from hf_distill.spans import SpanLabels
 from hf_distill.students import warn_about_random_start
 from hf_distill.support import check_supported
@@ -212,6 +213,8 @@ class DistillationMixin(EvaluationMixin, CheckpointingMixin, PublishingMixin):
             if getattr(self.data_collator, "__module__", "").startswith("transformers."):
                 data_checks.check_input_columns(dataset, self.columns.student)
                 data_checks.check_labels(dataset, self._student(), self.head)
+                if self.head.spans:
+                    check_spans(dataset)
 
     def _teacher_text_columns(self) -> list[str]:
         return getattr(self.args, "teacher_text_columns", None) or ["text", "text_pair"]

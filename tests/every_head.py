@@ -46,6 +46,12 @@ _CONFIGS: dict[str, Callable[[], Any]] = {
         attention_dropout=0.0, activation_dropout=0.0, classifier_dropout=0.0, num_labels=CLASSES,
         decoder_start_token_id=2, **_ENDS,
     ),
+    "m2m_100": lambda: tf.M2M100Config(
+        vocab_size=VOCABULARY, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=32, dropout=0.0,
+        attention_dropout=0.0, activation_dropout=0.0, encoder_layerdrop=0.0, decoder_layerdrop=0.0,
+        decoder_start_token_id=2, **_ENDS,
+    ),
     "pegasus": lambda: tf.PegasusConfig(
         vocab_size=VOCABULARY, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
         decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=32, dropout=0.0,
@@ -120,7 +126,8 @@ _HEADS = {
     "spans": ("AutoModelForQuestionAnswering", "bert distilbert gpt2 llama bart t5"),
     "masked": ("AutoModelForMaskedLM", "bert distilbert roberta modernbert"),
     "causal": ("AutoModelForCausalLM", "gpt2 llama opt bart"),
-    "written": ("AutoModelForSeq2SeqLM", "t5 bart pegasus"),
+    "written": ("AutoModelForSeq2SeqLM", "t5 bart pegasus m2m_100"),
+    "choices": ("AutoModelForMultipleChoice", "bert distilbert roberta"),
     "image": ("AutoModelForImageClassification", "vit resnet mobilenet_v2 convnext"),
     "audio": ("AutoModelForAudioClassification", "wav2vec2 hubert ast"),
 }
@@ -154,6 +161,8 @@ def _row(case: Case, number: int, draw: torch.Generator, ragged: bool) -> dict[s
     if case.head == "audio":
         shape = (16, 8) if case.architecture == "ast" else (120,)
         return {"input_values": torch.randn(*shape, generator=draw), "labels": one_class}
+    if case.head == "choices":
+        return _choices(draw)
     text = ids(4, 9) if ragged else ids(8, 9)
     row: dict[str, Any] = {"input_ids": text, "attention_mask": [1] * len(text)}
     if case.head == "sequence":
@@ -175,6 +184,18 @@ def _row(case: Case, number: int, draw: torch.Generator, ragged: bool) -> dict[s
     else:
         labels = ids(2, 6)
     return {**row, "labels": labels}
+
+
+def _choices(draw: torch.Generator) -> dict[str, Any]:
+    """Return an example of four texts, of which one is right; a model has two classes by its configuration."""
+    ids = torch.randint(3, VOCABULARY, (4, 8), generator=draw)
+    attended = (torch.arange(8) < torch.randint(4, 9, (4, 1), generator=draw)).long()
+    ids = ids.masked_fill(attended == 0, PAD)
+    return {
+        "input_ids": ids,
+        "attention_mask": attended,
+        "labels": int(torch.randint(4, (1,), generator=draw)),
+    }
 
 
 def collate(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ from hf_distill.cache.formats import FullLogits, SignalFormat
 from hf_distill.cache.manifest import Source, check_same_settings, tokenizer_hash, weights_hash
 from hf_distill.columns import LABEL_COLUMNS
 from hf_distill.features import shape_of
-from hf_distill.items import head_of
+from hf_distill.items import chooses, head_of
 from hf_distill.teachers.online import OnlineTeacher
 
 #: The dtype of weights in float32 that were computed with in bfloat16.
@@ -49,6 +49,11 @@ def source_of(
         raise CacheError(
             "signals: expected FullLogits of a head that points at spans, whose classes are the positions of each "
             f"text, received {type(signals).__name__}."
+        )
+    if chooses(model):
+        raise CacheError(
+            f"teacher: expected a head with the same classes for every example, received {type(model).__name__}, whose "
+            "classes are the choices that an example has. Ask it at every step: give the model as the teacher."
         )
     # Its input is made from labels, which it predicts one by one.
     decodes = bool(getattr(config, "is_encoder_decoder", False)) and head.positions and not head.spans

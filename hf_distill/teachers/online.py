@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,17 @@ class OnlineTeacher:
 
 def add_decoder_inputs(model: Any, inputs: dict[str, Any], labels: torch.Tensor | None) -> None:
     """Give an encoder-decoder its decoder inputs, made from labels that it must not see itself."""
+    if labels is None or "decoder_input_ids" in inputs:
+        return
     prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    if labels is not None and prepare is not None and "decoder_input_ids" not in inputs:
+    if prepare is not None:
         inputs["decoder_input_ids"] = prepare(labels=labels)
+        return
+    # M2M-100, NLLB-MoE, Blenderbot and SeamlessM4T shift labels in their forward, and offer no method for it.
+    shift = getattr(sys.modules[type(model).__module__], "shift_tokens_right", None)
+    if shift is not None and getattr(model.config, "is_encoder_decoder", False):
+        config = model.config
+        inputs["decoder_input_ids"] = shift(labels, config.pad_token_id, config.decoder_start_token_id)
 
 
 def logits_of(outputs: Any, who: str, inputs: Mapping[str, Any] | None = None) -> torch.Tensor:

@@ -129,7 +129,7 @@ class TeacherPreparation:
         order = None
         if compatibility.predicts_tokens(self.student):
             compatibility.check_outputs(self.student, model)
-        else:
+        elif compatibility.has_named_classes(self.student):
             order = compatibility.label_order(self.student.config, model.config)
         return OnlineTeacher(model, name, order, self.autocast)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from hf_distill import student_from_teacher
+from tests.every_head import CASES as HEADS
+from tests.every_head import rows_of
 from tests.processes import leave_together
 from tests.test_trainer import NAN, mean_loss, normalised_loss
 from tests.tiny import classifier, distiller, examples, gradient_of, one_step, perturbed
@@ -72,6 +75,10 @@ CASES |= {
     name: ("bert_tokens", "tokens", {}, None) if "tokens" in name else ("bert", "single_label", {}, None)
     for name in TERMS
 }
+# Starts and ends, whose counts differ: answers that lie beyond their text have no item.
+SPANS = "bert_spans"
+SPANS_OF_BERT = next(case for case in HEADS if str(case) == "spans-bert")
+CASES[SPANS] = ("bert", "spans", {}, None)
 # Several teachers: a wide one, and the one that the student is cut from.
 FOLLOWING = "bert_following"
 CASES[FOLLOWING] = ("bert", "single_label", {}, None)
@@ -84,22 +91,38 @@ FOLLOWED = [
 
 def share(prediction: Any) -> dict[str, float]:
     """Return the share of labelled items that are predicted as the first class."""
+    if isinstance(prediction.predictions, tuple):  # starts and ends
+        right = [p.argmax(-1) == y for p, y in zip(prediction.predictions, prediction.label_ids, strict=True)]
+        return {"share": float((right[0] & right[1]).mean())}
     first, labels = prediction.predictions.argmax(-1) == 0, prediction.label_ids
     return {"share": float(first[labels != -100].mean() if labels.shape == first.shape else first.mean())}
 
 
+def spans(count: int, seed: int) -> list[dict[str, Any]]:
+    """Return texts of one length: the models' own loss has padding among its classes."""
+    return rows_of(SPANS_OF_BERT, count, seed, ragged=False)
+
+
+def models_of(case: str) -> tuple[Any, Any]:
+    """Return a student and a teacher of other weights."""
+    if case == SPANS:
+        return SPANS_OF_BERT.model(0), SPANS_OF_BERT.model(5)
+    architecture, _, options, _ = CASES[case]
+    wider = WIDER if case in OBJECTIVES else {}
+    teacher = perturbed(classifier(architecture, 2, 5, **options, **wider), 0.3)
+    return classifier(architecture, 1, 0, **options), teacher
+
+
 def run(folder: Path, case: str, batch_size: int, accumulation: int) -> None:
     """Train one step (with schedules, two) over the same 8 examples, evaluate 7 others, and write both."""
-    architecture, head, options, loss = CASES[case]
+    _, head, _, loss = CASES[case]
     settings: dict[str, Any] = SCHEDULED if case == "bert_scheduled" else OBJECTIVES.get(case, {"alpha": 0.5})
-    data = examples(8, head)
+    make = spans if case == SPANS else functools.partial(examples, head=head)
+    data = make(8, seed=0)
     if case.endswith("unlabelled"):
         for row in (0, 2, 4, 6):  # every example of the first process
             data[row]["labels"] = -100 if head == "single_label" else [NAN] * 3
-    student = classifier(architecture, 1, 0, **options)
-    teacher = perturbed(
-        classifier(architecture, 2, 5, **options, **(WIDER if case in OBJECTIVES else {})), 0.3
-    )
+    student, teacher = models_of(case)
     if case in TERMS:
         student = student_from_teacher(teacher, num_hidden_layers=1)
         if "finite" in case:  # differences of float32 logits carry more rounding than the test allows
@@ -117,11 +140,12 @@ def run(folder: Path, case: str, batch_size: int, accumulation: int) -> None:
         teacher,
         one_step(folder / "out", batch_size, accumulation, per_device_eval_batch_size=2, **settings),
         data,
-        eval_dataset=examples(7, head, seed=3),
+        eval_dataset=make(7, seed=3),
         compute_loss_func=loss,
         compute_metrics=share,
     )
-    unlabelled_few = [{k: v for k, v in e.items() if k != "labels"} for e in examples(2, head, seed=7)]
+    answers = ("labels", "start_positions", "end_positions")
+    unlabelled_few = [{k: v for k, v in e.items() if k not in answers} for e in make(2, seed=7)]
     evaluation = trainer.evaluate()
     evaluation |= trainer.evaluate(unlabelled_few, metric_key_prefix="eval_few")
     gradient = gradient_of(trainer)
