@@ -133,7 +133,7 @@ def run(folder: Path, case: str, batch_size: int, accumulation: int) -> None:
         settings["gradient_checkpointing"] = case.endswith("checkpointed")
     if case == FOLLOWING:
         student = student_from_teacher(teacher, num_hidden_layers=1)
-        teacher = [perturbed(classifier(architecture, 2, 6, **WIDER), 0.3), teacher]
+        teacher = [perturbed(classifier("bert", 2, 6, **WIDER), 0.3), teacher]
         settings = {"objectives": FOLLOWED, "teacher_weights": [1, 3]}
     trainer = distiller(
         student,
