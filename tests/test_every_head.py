@@ -15,12 +15,15 @@ from transformers import (
     XLNetConfig,
     XLNetForQuestionAnswering,
     XLNetForQuestionAnsweringSimple,
+    default_data_collator,
 )
 
 from hf_distill import DistillationTrainer, DistillationTrainingArguments
+from hf_distill.cache.errors import CacheError
+from hf_distill.cache.source import source_of
 from hf_distill.items import head_of, select_rows
 from hf_distill.spans import without_padding
-from hf_distill.teachers.online import logits_of
+from hf_distill.teachers.online import OnlineTeacher, logits_of
 from hf_distill.teachers.signals import DenseSignals
 from tests.every_head import BY_POSITION, CASES, Case, collate, rows_of
 from tests.tiny import gradient_of, one_step
@@ -287,3 +290,29 @@ def test_a_head_of_two_outputs_names_another(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="expected an output with one tensor of logits"):
         trainer.train()
+
+
+def test_the_table_of_heads_is_what_is_walked(repository: Path) -> None:
+    page = (repository / "docs" / "compatibility.md").read_text(encoding="utf-8").split("\n## Heads")[1]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line[:2] == "| "
+    ]
+    told = {(row[0], row[1].strip("`"), name) for row in rows[2:] for name in row[2].split(", ")}
+    assert told == {(case.head, case.auto_class, case.architecture) for case in CASES}
+
+
+def test_a_cache_of_choices_is_refused() -> None:
+    case = next(case for case in CASES if case.head == "choices")
+    with pytest.raises(CacheError, match="expected a head with the same classes for every example"):
+        source_of(OnlineTeacher(case.model()))
+
+
+def test_labels_of_choices_are_as_many_as_the_example_has(tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.head == "choices")
+    rows = [{**row, "labels": 3} for row in rows_of(case)]
+    args = one_step(tmp_path, 8, 1, DistillationTrainingArguments, alpha=0.5)
+    given = {"data_collator": default_data_collator, "train_dataset": rows}
+    assert DistillationTrainer(case.model(), case.model(7), args, **given).head.kind == "single_label"
+    rows[2]["labels"] = -1
+    with pytest.raises(ValueError, match="expected classes from 0, or -100 for none"):
+        DistillationTrainer(case.model(), case.model(7), args, **given)
