@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,103 +23,18 @@ from hf_distill.corpora.files import DataError
 from hf_distill.corpora.images import digit_images, read_images
 from hf_distill.evaluation.measures import Measure
 from hf_distill.evaluation.metrics import ClassificationMeasure
-from hf_distill.image_views import AUGMENTATIONS, ImageViews, pixels
+from hf_distill.image_views import ImageViews, pixels
 from hf_distill.masking import ROW, TellEpoch
 from hf_distill.tasks.bert_models import attention_heads, label_names
-from hf_distill.tasks.data_arguments import DataArguments, check_sources, complete, given_files, hub_splits
-from hf_distill.tasks.model_arguments import ModelArguments
+from hf_distill.tasks.data_arguments import check_sources, complete, given_files, hub_splits
+from hf_distill.tasks.image_arguments import ImageDataArguments, ImageModelArguments
+from hf_distill.tasks.image_models import remembering, resized
 from hf_distill.tasks.task import Role, Task
 from hf_distill.tasks.text_classification import summed_loss
 
 _TIMED_IMAGES = 5
 # Width and height that models made here read.
 _SIZE = 32
-# PyTorch's own default: the share of the newest batch in running statistics.
-_MOMENTUM = 0.1
-
-
-@dataclass
-class ImageDataArguments(DataArguments):
-    """Which images to train and report on; without any of them scikit-learn's digits."""
-
-    train_file: str | None = field(
-        default=None,
-        metadata={
-            "help": "A folder with your training images, a folder for each class (or train/ and test/ above these), or "
-            "an .npz archive. Default: built-in digits"
-        },
-    )
-    validation_file: str | None = field(
-        default=None,
-        metadata={"help": "A folder of validation images. Default: a tenth of the training images"},
-    )
-    test_file: str | None = field(
-        default=None, metadata={"help": "A folder of images to report on. Default: the validation images"}
-    )
-    image_column: str = field(
-        default="image", metadata={"help": "The column of a Hub data set with the image"}
-    )
-    label_column: str = field(
-        default="label", metadata={"help": "The column of a Hub data set with the label"}
-    )
-    image_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Width and height that models from random weights read. Default: the teacher's where one is named, "
-            "or 32"
-        },
-    )
-    pretrained_image_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Width and height that pretrained models are fine-tuned at (convolutional ones: any). Default: as "
-            "their processor says"
-        },
-    )
-    augmentation: str = field(
-        default="none",
-        metadata={
-            "help": "What training images are cut out of: a random part (crop), mirrored too (crop_flip), or all",
-            "choices": list(AUGMENTATIONS),
-        },
-    )
-    mixup: float = field(
-        default=0.0,
-        metadata={
-            "help": "Mix training images (Beta parameter); the student then learns from the teacher alone"
-        },
-    )
-    cutmix: float = field(
-        default=0.0, metadata={"help": "Put parts of training images into others; as --mixup"}
-    )
-
-
-@dataclass
-class ImageModelArguments(ModelArguments):
-    """Which teacher and student of images; sizes are those of models trained from random weights."""
-
-    teacher_kind: str = field(
-        default="resnet",
-        metadata={"help": "The architecture of a teacher trained here", "choices": ["resnet", "vit"]},
-    )
-    teacher_layers: int = field(
-        default=1, metadata={"help": "Blocks of each stage (resnet), or layers (vit)"}
-    )
-    teacher_width: int = field(
-        default=32, metadata={"help": "Channels of the first stage (resnet), or width (vit)"}
-    )
-    teacher_epochs: float = field(default=10.0, metadata={"help": "Epochs of a teacher trained here"})
-    teacher_batch_size: int = field(
-        default=32, metadata={"help": "Images per step of a teacher trained here"}
-    )
-    teacher_learning_rate: float = field(
-        default=2e-3, metadata={"help": "Learning rate of a teacher trained here"}
-    )
-    student_layers: int = field(default=0, init=False)
-    student_width: int = field(
-        default=8,
-        metadata={"help": "Channels of a MobileNetV2's first layer: 32 is a width of 1.0, 8 one of 0.25"},
-    )
 
 
 class ImageClassification(Task):
@@ -319,37 +232,3 @@ class ImageClassification(Task):
         collate = self.collator(processor)
         few = range(min(_TIMED_IMAGES, len(encoded)))
         return [{"pixel_values": collate([encoded[index]])["pixel_values"]} for index in few]
-
-
-def remembering(model: Any) -> Any:
-    """Return a model whose running statistics are those of many batches.
-
-    MobileNets of transformers have TensorFlow's momentum of 0.997, which in PyTorch is the share of the *last* batch:
-    in evaluation a model trained so would know the last few images alone.
-
-    Example:
-        >>> remembering(torch.nn.BatchNorm2d(2, momentum=0.997)).momentum
-        0.1
-    """
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d) and module.momentum and module.momentum > 0.5:
-            module.momentum = _MOMENTUM
-    return model
-
-
-def resized(processor: Any, size: int) -> Any:
-    """Return another processor that makes images of a size, cut out of its larger image by the same share as before.
-
-    Example:
-        >>> resized(ViTImageProcessor(), 96).size["height"]
-        96
-    """
-    processor = copy.deepcopy(processor)
-    crop = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None
-    if not crop:
-        processor.size = {"height": size, "width": size}
-        return processor
-    shortest = processor.size.get("shortest_edge") or processor.size.get("height")
-    processor.size = {"shortest_edge": round(shortest * size / crop["height"])}
-    processor.crop_size = {"height": size, "width": size}
-    return processor

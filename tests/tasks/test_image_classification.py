@@ -15,12 +15,9 @@ from hf_distill.corpora.images import digit_images
 from hf_distill.image_views import ImageViews, pixels
 from hf_distill.jobs.comparison import prepare_comparison
 from hf_distill.jobs.rehearsal import rehearse
-from hf_distill.tasks.image_classification import (
-    ImageClassification,
-    ImageDataArguments,
-    ImageModelArguments,
-    resized,
-)
+from hf_distill.tasks.image_arguments import ImageDataArguments, ImageModelArguments
+from hf_distill.tasks.image_classification import ImageClassification
+from hf_distill.tasks.image_models import resized
 from tests.jobs.test_comparison import arguments
 from tests.tiny import perturbed
 
