@@ -13,10 +13,11 @@ from hf_distill.corpora.signature_questions import signature_questions
 from hf_distill.corpora.squad import checked_questions, read_questions
 from hf_distill.evaluation.measures import Measure
 from hf_distill.evaluation.question_answering import SpanMeasure, TextFeature
-from hf_distill.tasks.bert_models import BertModelArguments, bert_config, check_widths
+from hf_distill.tasks.bert_models import WordModelArguments, bert_config, check_widths
 from hf_distill.tasks.data_arguments import DataArguments, check_sources, complete, given_files, hub_splits
 from hf_distill.tasks.model_arguments import sizes_of
 from hf_distill.tasks.task import Role, Task
+from hf_distill.tasks.word_dropout import WordHiding
 from hf_distill.tasks.wordpiece import train_tokenizer
 
 
@@ -51,7 +52,7 @@ class QuestionAnswering(Task):
     name = "question_answering"
     auto_class = AutoModelForQuestionAnswering
     data_arguments = QuestionDataArguments
-    model_arguments = BertModelArguments
+    model_arguments = WordModelArguments
     metrics = ("f1", "exact_match")
     counted = "questions"
 
@@ -121,6 +122,10 @@ class QuestionAnswering(Task):
     ) -> Callable[[list[Any]], Any]:
         """Pad."""
         return DataCollatorWithPadding(processor)
+
+    def teacher_collator(self, processor: Any) -> Callable[[list[Any]], Any]:
+        """Pad, and hide words."""
+        return WordHiding(processor, self.models.teacher_word_dropout, self.collator(processor))
 
     def new_processor(self, splits: DatasetDict) -> Any:
         """Train a tokenizer on the training questions and their texts."""

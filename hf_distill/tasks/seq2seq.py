@@ -53,7 +53,7 @@ class PairDataArguments(DataArguments):
     source_prefix: str = field(
         default="", metadata={"help": "Put before each text, as T5 wants: 'summarize: '"}
     )
-    max_source_length: int = field(default=64, metadata={"help": "Texts are cut at this many tokens"})
+    max_source_length: int = field(default=96, metadata={"help": "Texts are cut at this many tokens"})
     max_target_length: int = field(default=32, metadata={"help": "Answers are cut at this many tokens"})
     headline: str = field(
         default="rouge_l",

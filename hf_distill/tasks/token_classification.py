@@ -125,7 +125,7 @@ class TokenClassification(Task):
 
     def teacher_collator(self, processor: Any) -> Callable[[list[Any]], Any]:
         """Pad, and hide words."""
-        return WordHiding(processor, self.models.teacher_word_dropout)
+        return WordHiding(processor, self.models.teacher_word_dropout, self.collator(processor))
 
     def new_processor(self, splits: DatasetDict) -> Any:
         """Train a tokenizer on the words of the training sentences."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding
+from transformers import DataCollatorWithPadding
 
 
 @dataclass
@@ -48,34 +49,37 @@ class WordDropout:
 
 @dataclass
 class WordHiding:
-    """Pads a batch of tagged words, and hides each token with a probability, never a special one.
+    """Pads a batch whose labels are at words, and hides each token with a probability, never a special one.
 
-    A tagger from random weights learns by heart which tag each word of few sentences has, and its answers for these are
-    all but certain: a student learns little from them. Hidden, a word has the tag that its neighbours tell. Left out,
-    as :class:`WordDropout` does, it would have no place for its tag.
+    From random weights a tagger learns by heart which tag each word of few sentences has, and its answers for these
+    are all but certain: a student learns little from them. Hidden, a word has the tag that its neighbours tell. Left
+    out, as :class:`WordDropout` does, it would have no place.
 
     Args:
-        tokenizer: gives padding, the special tokens, and what hides: its mask, or the unknown token where it has none.
+        tokenizer: gives the special tokens, and what hides: its mask, or the unknown token where it has none.
         rate: the probability, in [0, 1).
+        collator: makes the batch that is hidden in.
 
     Source: Kiperwasser and Goldberg, "Simple and Accurate Dependency Parsing Using Bidirectional LSTM Feature
     Representations", TACL 2016, section 4.4 (word dropout), with one probability for all words.
 
     Example:
+        >>> from transformers import DataCollatorForTokenClassification
         >>> from hf_distill.tasks.wordpiece import train_tokenizer
         >>> tokenizer = train_tokenizer(["a small text", "another text"], 60)
         >>> rows = [{**tokenizer("a small text"), "labels": [-100, 0, 1, 2, -100]}]
-        >>> batch = WordHiding(tokenizer, 0.999)(rows)
+        >>> batch = WordHiding(tokenizer, 0.999, DataCollatorForTokenClassification(tokenizer))(rows)
         >>> tokenizer.convert_ids_to_tokens(batch["input_ids"][0]), batch["labels"][0].tolist()
         (['[CLS]', '[MASK]', '[MASK]', '[MASK]', '[SEP]'], [-100, 0, 1, 2, -100])
     """
 
     tokenizer: Any
     rate: float
+    collator: Callable[[list[Any]], Any]
 
     def __call__(self, features: list[Any]) -> Any:
         """Make a batch, with draws from PyTorch's global generator."""
-        batch = DataCollatorForTokenClassification(self.tokenizer)(features)
+        batch = self.collator(features)
         ids = batch["input_ids"]
         special = torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids))
         mask = self.tokenizer.mask_token_id

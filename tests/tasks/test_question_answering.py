@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict
 from hf_distill.corpora.signature_questions import SQUAD
 from hf_distill.jobs.comparison import prepare_comparison
 from hf_distill.jobs.rehearsal import rehearse
-from hf_distill.tasks.bert_models import BertModelArguments
+from hf_distill.tasks.bert_models import WordModelArguments
 from hf_distill.tasks.question_answering import QuestionAnswering, QuestionDataArguments
 from tests.jobs.test_comparison import arguments
 
@@ -52,7 +52,7 @@ def task_of(**data: Any) -> QuestionAnswering:
         "student_layers": 1,
         "student_width": 8,
     }
-    return QuestionAnswering(settings, BertModelArguments(vocabulary_size=80, **sizes))
+    return QuestionAnswering(settings, WordModelArguments(vocabulary_size=80, **sizes))
 
 
 def test_answers_point_at_their_tokens_or_at_the_first(splits: DatasetDict) -> None:

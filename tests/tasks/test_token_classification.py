@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import set_seed
+from transformers import DataCollatorForTokenClassification, set_seed
 
 from hf_distill.tasks.bert_models import WordModelArguments
 from hf_distill.tasks.token_classification import TokenClassification, WordDataArguments
@@ -28,7 +28,8 @@ def rows(tokenizer: Any, count: int) -> list[dict[str, Any]]:
 def test_a_share_of_words_is_hidden_and_keeps_its_tags(tokenizer: Any) -> None:
     set_seed(0)
     given = rows(tokenizer, 500)
-    plain, hidden = WordHiding(tokenizer, 0.0)(given), WordHiding(tokenizer, 0.3)(given)
+    pad = DataCollatorForTokenClassification(tokenizer)
+    plain, hidden = WordHiding(tokenizer, 0.0, pad)(given), WordHiding(tokenizer, 0.3, pad)(given)
     changed = plain["input_ids"] != hidden["input_ids"]
     assert torch.equal(hidden["input_ids"][changed].unique(), torch.tensor([tokenizer.mask_token_id]))
     words = plain["labels"] != -100
@@ -41,7 +42,8 @@ def test_a_share_of_words_is_hidden_and_keeps_its_tags(tokenizer: Any) -> None:
 
 def test_what_has_no_mask_hides_by_the_unknown_token(tokenizer: Any) -> None:
     tokenizer.mask_token = None
-    hidden = WordHiding(tokenizer, 0.999)(rows(tokenizer, 2))
+    pad = DataCollatorForTokenClassification(tokenizer)
+    hidden = WordHiding(tokenizer, 0.999, pad)(rows(tokenizer, 2))
     assert (hidden["input_ids"][:, 1:-1] == tokenizer.unk_token_id).all()
 
 
