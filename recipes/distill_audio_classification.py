@@ -4,8 +4,9 @@
     accelerate launch recipes/distill_audio_classification.py --train_file words/train --test_file words/test
     accelerate launch recipes/distill_audio_classification.py --train_file recordings --label_pattern '([0-9])_' \
         --test_pattern '_[0-4].wav' --max_seconds 0.8                   # the class is in the names of the files
+    accelerate launch recipes/distill_audio_classification.py --dataset_name user/words
 
-WAV files of 16-bit PCM are read, and brought to --sampling_rate.
+Files are read by soundfile (pip install 'hf-distill[audio]'): WAV, FLAC, Ogg, MP3; all are brought to --sampling_rate.
 """
 
 from __future__ import annotations

@@ -96,6 +96,39 @@ def checked_splits(
     return DatasetDict(checked)
 
 
+def labelled_media(
+    splits: dict[str, Dataset], sources: dict[str, str], media: str, media_column: str, label_column: str
+) -> DatasetDict:
+    """Bring splits of images or sounds to the columns `image` (or `audio`) and `label`, and check the labels.
+
+    Labels are numbered as :func:`checked_splits` does it. A test split without labels (-1) is left out.
+
+    Args:
+        splits: split name -> rows; `train` is needed.
+        sources: split name -> what to call it in an error.
+        media: ``image`` or ``audio``.
+        media_column, label_column: the names of the columns in `splits`.
+
+    Raises:
+        DataError: for a missing column, and for labels that :func:`checked_splits` refuses.
+    """
+    wanted = {media: media_column, "label": label_column}
+    checked = {}
+    for split, rows in splits.items():
+        if split == "test" and (label_column not in rows.column_names or -1 in rows[label_column]):
+            continue
+        _refuse_missing(rows, sources[split], wanted)
+        labels = rows.select_columns([label_column]).with_format("arrow")[:][label_column]
+        _refuse_empty(labels, sources[split], "label", label_column)
+        _refuse_odd_labels(labels, rows.features[label_column], sources[split], label_column)
+        names = {old: new for new, old in wanted.items() if old != new}
+        checked[split] = rows.select_columns(list(wanted.values())).rename_columns(names)
+    feature = _class_label(checked["train"], sources["train"])
+    seen = set(_names_of(checked["train"]))
+    numbered = {split: _number_labels(rows, sources[split], feature, seen) for split, rows in checked.items()}
+    return DatasetDict(numbered)
+
+
 def read_table(path: Path, text_columns: list[str], label_column: str) -> Dataset:
     """Return the rows of a CSV, JSON lines or Parquet file.
 
@@ -174,15 +207,7 @@ def _plain_numbers(labels: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
 
 def _select_columns(rows: Dataset, source: str, wanted: dict[str, str]) -> Dataset:
     """Keep the wanted columns under our own names, and refuse missing columns and rows without a value."""
-    missing = {name: column for name, column in wanted.items() if column not in rows.column_names}
-    if missing:
-        flags = ", ".join(f"--{name}_column" for name in missing)
-        raise DataError(
-            f"{source}: expected a column {next(iter(missing.values()))!r}; "
-            f"it has {', '.join(map(repr, rows.column_names))}. Name the right one with {flags}."
-        )
-    if len(rows) == 0:
-        raise DataError(f"{source}: expected at least one row; it has none.")
+    _refuse_missing(rows, source, wanted)
     table = rows.select_columns(list(set(wanted.values()))).with_format("arrow")[:]
     columns: dict[str, pyarrow.ChunkedArray] = {}
     for name, column in wanted.items():
@@ -198,6 +223,18 @@ def _select_columns(rows: Dataset, source: str, wanted: dict[str, str]) -> Datas
         _refuse_odd_labels(columns["label"], label, source, wanted["label"])
     selected = Dataset(pyarrow.table(columns))
     return selected.cast_column("label", label) if isinstance(label, ClassLabel) else selected
+
+
+def _refuse_missing(rows: Dataset, source: str, wanted: dict[str, str]) -> None:
+    missing = {name: column for name, column in wanted.items() if column not in rows.column_names}
+    if missing:
+        flags = ", ".join(f"--{name}_column" for name in missing)
+        raise DataError(
+            f"{source}: expected a column {next(iter(missing.values()))!r}; "
+            f"it has {', '.join(map(repr, rows.column_names))}. Name the right one with {flags}."
+        )
+    if len(rows) == 0:
+        raise DataError(f"{source}: expected at least one row; it has none.")
 
 
 def _refuse_empty(values: pyarrow.ChunkedArray, source: str, name: str, column: str) -> None:
@@ -267,7 +304,6 @@ def _number_labels(rows: Dataset, source: str, feature: ClassLabel, seen: set[st
     if rows.features["label"] == feature:
         return rows
     numbers = {str(name): number for number, name in enumerate(feature.names)}
-    columns = {name: rows[name][:] for name in rows.column_names} | {
-        "label": [numbers[label] for label in labels]
-    }
-    return Dataset.from_dict(columns, features=Features({**rows.features, "label": feature}))
+    others = rows.remove_columns("label")  # images among them, which are not read here
+    features = Features({**others.features, "label": feature})
+    return others.add_column("label", [numbers[label] for label in labels]).cast(features)

@@ -1,22 +1,26 @@
-"""Sounds with a class each: tones made on the spot, and folders of WAV files."""
+"""Sounds with a class each: tones made on the spot, folders of files, and data sets of the Hub."""
 
 from __future__ import annotations
 
+import io
 import os
 import re
-import wave
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
+from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
 from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
-from hf_distill.corpora.files import DataError
+from hf_distill.corpora.files import DataError, labelled_media
 
 RATE, SECONDS = 8000, 0.5
 SOUNDS = {"train": 1600, "validation": 300, "test": 800}
+SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au")
+# libsndfile's note on a header that promises more than there is.
+_SHORTER = re.compile(r"data +: \d+ \(should be \d+\)")
 Waveform = NDArray[numpy.float32]
 
 
@@ -126,11 +130,11 @@ def name_pattern(pattern: str, flag: str) -> re.Pattern[str]:
 def read_sounds(
     places: Mapping[str, str | os.PathLike[str]], rate: int = RATE, label_pattern: str | None = None
 ) -> DatasetDict:
-    """Read a folder of WAV files for each split.
+    """Read a folder of sounds for each split: WAV, FLAC, Ogg, MP3 and what else libsndfile reads.
 
     A folder has one folder for each class, or, with a pattern, files whose names tell it: the first group of the
     pattern is the class, ``([0-9])_`` for ``7_jackson_0.wav``. If the one for `train` has the folders ``train`` and
-    ``test`` these are the splits. 16-bit PCM is read; several channels are averaged, and other rates resampled.
+    ``test`` these are the splits. Several channels are averaged, and other rates resampled.
 
     Args:
         places: split name -> folder; `train` is needed.
@@ -169,13 +173,12 @@ def read_sounds(
 
 
 def _folder(path: Path, rate: int, pattern: re.Pattern[str] | None) -> list[tuple[Waveform, str, str]]:
-    files = [file for file in sorted(path.glob("*" if pattern else "*/*")) if file.suffix.lower() == ".wav"]
+    files = [file for file in sorted(path.glob("*" if pattern else "*/*")) if file.suffix.lower() in SUFFIXES]
     if not files:
-        wanted = (
-            "WAV files" if pattern else f"WAV files in a folder for each class, like {path.name}/yes/1.wav"
-        )
+        wanted = "sounds" if pattern else f"sounds in a folder for each class, like {path.name}/yes/1.wav"
         raise DataError(
-            f"{path}: expected {wanted}, found none. With the class in the name, give --label_pattern."
+            f"{path}: expected {wanted}, found none ({', '.join(SUFFIXES)}). With the class in the name, give "
+            "--label_pattern."
         )
     sounds = []
     for file in files:
@@ -188,38 +191,94 @@ def _folder(path: Path, rate: int, pattern: re.Pattern[str] | None) -> list[tupl
                     "Mend the pattern, or remove the file."
                 )
             label = told.group(1)
-        sounds.append((read_wave(file, rate), label, file.name))
+        sounds.append((read_sound(file, rate, str(file)), label, file.name))
     return sounds
 
 
-def read_wave(path: Path, rate: int) -> Waveform:
-    """Return a file's samples in [-1, 1], one channel, at a rate.
+def read_sound(source: Path | bytes, rate: int, called: str) -> Waveform:
+    """Return a sound's samples in [-1, 1], one channel, at a rate.
+
+    Args:
+        source: a file, or what is in one.
+        rate: samples per second.
+        called: what to call it in an error.
 
     Raises:
-        DataError: no WAV file of 16-bit PCM.
+        DataError: what is no sound, an empty one or one that was cut off, or a missing library.
     """
     try:
-        with wave.open(str(path)) as file:
-            width, channels, own = file.getsampwidth(), file.getnchannels(), file.getframerate()
-            data = file.readframes(file.getnframes())
-    except (OSError, EOFError, wave.Error) as error:
+        import soundfile
+    except ImportError as error:
         raise DataError(
-            f"{path}: expected a WAV file, which can't be read ({error}). Mend or remove it."
+            "expected the library soundfile, which reads sounds, received none. Install it: pip install "
+            "'hf-distill[audio]'."
         ) from error
-    if width != 2 or not data:
+    try:
+        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as file:
+            samples, own, notes = (
+                file.read(dtype="float32", always_2d=True).mean(-1),
+                file.samplerate,
+                file.extra_info,
+            )
+    except (soundfile.SoundFileError, OSError) as error:
         raise DataError(
-            f"{path}: expected samples of 16-bit PCM, received {8 * width} bits and {len(data)} bytes."
-        )
-    if len(data) % (width * channels):
+            f"{called}: expected a sound, which can't be read ({error}). Mend or remove it."
+        ) from error
+    if not len(samples):
+        raise DataError(f"{called}: expected a sound, received one of no length. Remove it.")
+    if _SHORTER.search(notes):
         raise DataError(
-            f"{path}: expected {width * channels} bytes for each sample of {channels} channel(s), received "
-            f"{len(data)} in all. It was cut off: mend or remove it."
+            f"{called}: expected as much sound as it says it has, received less. It was cut off: mend or remove it."
         )
-    samples = numpy.frombuffer(data, "<i2").reshape(-1, channels).mean(-1) / 32768
     if own != rate:
         shared = int(numpy.gcd(own, rate))
         samples = resample_poly(samples, rate // shared, own // shared)
     return numpy.asarray(samples, dtype=numpy.float32)
+
+
+def hub_sounds(
+    splits: Mapping[str, Dataset],
+    name: str,
+    rate: int,
+    audio_column: str = "audio",
+    label_column: str = "label",
+) -> DatasetDict:
+    """Bring a Hub data set of sounds to the columns `audio` (floats) and `label`.
+
+    Args:
+        splits: split name -> rows as `datasets` loads them; `train` is needed.
+        name: of the data set, for errors.
+        rate: samples per second to bring them to.
+        audio_column, label_column: the names of the columns.
+
+    Raises:
+        DataError: for a missing column, labels that are none, and sounds that can't be read.
+    """
+    sources = {split: f"{name} ({split})" for split in splits}
+    raw = {
+        split: rows.cast_column(audio_column, Audio(decode=False))
+        if audio_column in rows.column_names
+        else rows
+        for split, rows in splits.items()
+    }
+    found = labelled_media(raw, sources, "audio", audio_column, label_column)
+
+    def samples(row: dict[str, Any], place: int, split: str) -> dict[str, Waveform]:
+        held = row["audio"]
+        called = f"{sources[split]}: row {place + 1}"
+        return {
+            "audio": read_sound(
+                held["bytes"] if held["bytes"] is not None else Path(held["path"]), rate, called
+            )
+        }
+
+    read = {}
+    for split, rows in found.items():
+        features = Features({"audio": Sequence(Value("float32")), "label": rows.features["label"]})
+        read[split] = rows.map(
+            samples, with_indices=True, fn_kwargs={"split": split}, features=features, desc="Reading sounds"
+        )
+    return DatasetDict(read)
 
 
 def _rows(waves: list[Waveform], labels: list[str], names: list[str]) -> Dataset:

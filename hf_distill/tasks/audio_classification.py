@@ -17,11 +17,11 @@ from transformers import (
     AutoModelForAudioClassification,
 )
 
-from hf_distill.corpora.sounds import RATE, name_pattern, read_sounds, tones
+from hf_distill.corpora.sounds import RATE, hub_sounds, name_pattern, read_sounds, tones
 from hf_distill.evaluation.measures import Measure
 from hf_distill.evaluation.metrics import ClassificationMeasure
 from hf_distill.tasks.bert_models import attention_heads, check_widths, initializer_range, label_names
-from hf_distill.tasks.data_arguments import DataArguments, check_sources, complete, given_files
+from hf_distill.tasks.data_arguments import DataArguments, check_sources, complete, given_files, hub_splits
 from hf_distill.tasks.model_arguments import ModelArguments, sizes_of
 from hf_distill.tasks.task import Role, Task
 from hf_distill.tasks.text_classification import summed_loss
@@ -37,7 +37,7 @@ class SoundDataArguments(DataArguments):
     train_file: str | None = field(
         default=None,
         metadata={
-            "help": "A folder with your training sounds (WAV), a folder for each class, or train/ and test/ above "
+            "help": "A folder with your training sounds, a folder for each class, or train/ and test/ above "
             "these. Default: built-in tones"
         },
     )
@@ -48,8 +48,12 @@ class SoundDataArguments(DataArguments):
     test_file: str | None = field(
         default=None, metadata={"help": "A folder of sounds to report on. Default: the validation sounds"}
     )
-    dataset_name: str | None = field(default=None, init=False)
-    dataset_config_name: str | None = field(default=None, init=False)
+    audio_column: str = field(
+        default="audio", metadata={"help": "The column of a Hub data set with the sound"}
+    )
+    label_column: str = field(
+        default="label", metadata={"help": "The column of a Hub data set with the class"}
+    )
     label_pattern: str | None = field(
         default=None,
         metadata={"help": "The class is in a file's name: a pattern with it as its group, '([0-9])_'"},
@@ -93,6 +97,11 @@ class AudioClassification(Task):
         """Return sounds: built in, or folders of the user's."""
         data = self.data
         check_sources(data)
+        if data.dataset_name:
+            columns = (data.audio_column, data.label_column)
+            return complete(
+                hub_sounds(hub_splits(data), data.dataset_name, data.sampling_rate, *columns), data
+            )
         if not data.train_file:
             return complete(tones(), data)
         splits = read_sounds(given_files(data), data.sampling_rate, data.label_pattern)

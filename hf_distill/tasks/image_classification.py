@@ -19,7 +19,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hf_distill.corpora.files import DataError
+from hf_distill.corpora.files import labelled_media
 from hf_distill.corpora.images import digit_images, read_images
 from hf_distill.evaluation.measures import Measure
 from hf_distill.evaluation.metrics import ClassificationMeasure
@@ -64,22 +64,8 @@ class ImageClassification(Task):
 
     def _from_hub(self) -> DatasetDict:
         found, data = hub_splits(self.data), self.data
-        for column in (data.image_column, data.label_column):
-            if column not in found["train"].column_names:
-                raise DataError(
-                    f"--dataset_name {data.dataset_name}: expected a column {column!r}; it has "
-                    f"{', '.join(map(repr, found['train'].column_names))}. Name the right one with --image_column and "
-                    "--label_column."
-                )
-        names = {data.image_column: "image", data.label_column: "label"}
-        return DatasetDict(
-            {
-                split: rows.select_columns(list(names)).rename_columns(
-                    {old: new for old, new in names.items() if old != new}
-                )
-                for split, rows in found.items()
-            }
-        )
+        sources = {split: f"{data.dataset_name} ({split})" for split in found}
+        return labelled_media(found, sources, "image", data.image_column, data.label_column)
 
     def label_names(self, splits: DatasetDict) -> list[str]:
         """Return the names of the classes."""
