@@ -20,7 +20,7 @@ from hf_distill.features import Features
 from hf_distill.items import IGNORED, batch_size, count_labelled, select_rows, slice_batch
 from hf_distill.loss_plan import LossPlan
 from hf_distill.spans import span_loss_sums
-from hf_distill.teachers.online import logits_of
+from hf_distill.teachers.online import decoder_input_maker, logits_of
 from hf_distill.teachers.signals import label_free
 
 logger = logging.get_logger(__name__)
@@ -164,7 +164,7 @@ class EvaluationMixin(SearchMixin, DistillationLossMixin):
         """Whether an encoder-decoder has nothing to predict the next token from: no labels to shift."""
         if self.head.spans:
             return False
-        makes_them = hasattr(self._student(), "prepare_decoder_input_ids_from_labels")
+        makes_them = decoder_input_maker(self._student()) is not None
         return makes_them and batch.get("labels") is None and "decoder_input_ids" not in batch
 
     def _generated(self, model: nn.Module, batch: dict[str, Any], ignore_keys: list[str] | None) -> Any:

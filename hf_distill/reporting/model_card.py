@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, get_token
+from huggingface_hub import ModelCard, ModelCardData, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from hf_distill.reporting.card_metrics import eval_results, latest_metrics, results_table
 from hf_distill.reporting.usage import TASKS, auto_class_name, usage_snippet
 
 TAGS = ("hf-distill", "knowledge-distillation", "generated_from_trainer")
@@ -124,7 +124,7 @@ def create_card(
     task = (_listed(tasks) or [TASKS.get(auto_class_name(student), "other")])[0]
     teachers = [_teacher_name(teacher) for teacher in _teachers(getattr(trainer, "teacher", None))]
     on_hub = [name for name in dict.fromkeys(teachers) if name is not None and is_hub_id(name)]
-    results = _eval_results(metrics, task, names, ids, _listed(dataset_configurations))
+    results = eval_results(metrics, task, names, ids, _listed(dataset_configurations))
     # The Hub takes a model with several bases for a merge of their weights, unless told.
     relation: dict[str, Any] = {"base_model_relation": "finetune"} if len(on_hub) > 1 else {}
     data = ModelCardData(
@@ -214,79 +214,6 @@ def command_line(argv: Sequence[str], secrets: Iterable[str | None] = (), proces
     return shlex.join([*launcher, *words])
 
 
-def latest_metrics(state: Any) -> dict[str, float]:
-    """Collect the evaluation metrics that belong to the model as it is now, without the ``eval_`` prefix.
-
-    After training with ``load_best_model_at_end`` these are the best step's, unless an evaluation followed.
-
-    Args:
-        state: a ``TrainerState``.
-    """
-    history = list(state.log_history)
-    ends = [index for index, entry in enumerate(history) if "train_runtime" in entry]
-    after = [entry for entry in history[ends[-1] :] if _evaluated(entry)] if ends else []
-    best = state.best_global_step if ends and state.best_model_checkpoint else None
-    entries = after or [entry for entry in history if best is None or entry.get("step") == best]
-    merged: dict[str, float] = {}
-    for entry in entries:
-        merged.update(_evaluated(entry))
-    return merged
-
-
-def results_table(metrics: Mapping[str, float]) -> list[tuple[str, str, str, str]]:
-    """Arrange metrics in rows of name, student, teacher and retention.
-
-    Args:
-        metrics: as ``latest_metrics`` gives them.
-
-    Example:
-        >>> results_table({"f1": 0.9, "teacher_f1": 1.0, "retention_f1": 0.9, "agreement": 0.95})
-        [('f1', '0.9000', '1.0000', '0.9000'), ('agreement', '0.9500', '', '')]
-    """
-
-    def shown(name: str, kind: str) -> str:
-        # With several evaluation sets the set's name comes first: `a_accuracy`, `a_teacher_accuracy`.
-        cuts = [0, *(match.end() for match in re.finditer("_", name))]
-        keys = [f"{name[:cut]}{kind}_{name[cut:]}" for cut in cuts]
-        return next((_decimals(metrics[key]) for key in keys if key in metrics), "")
-
-    return [
-        (name, _decimals(value), shown(name, "teacher"), shown(name, "retention"))
-        for name, value in metrics.items()
-        if not re.search(r"(^|_)(teacher|retention)_", name)
-    ]
-
-
-def _evaluated(entry: Mapping[str, Any]) -> dict[str, float]:
-    timing = re.compile(r"(runtime|per_second|compilation_time|preparation_time)$")
-    return {
-        name.removeprefix("eval_"): float(value)
-        for name, value in entry.items()
-        if name.startswith("eval_")
-        and isinstance(value, int | float)
-        and math.isfinite(value)  # not a number that YAML or the Hub can read
-        and not timing.search(name)
-    }
-
-
-def _eval_results(
-    metrics: Mapping[str, float], task: str, names: list[str], ids: list[str], configurations: list[str]
-) -> list[EvalResult] | None:
-    return [
-        EvalResult(
-            task_type=task,
-            dataset_type=ids[0] if ids else "custom",
-            dataset_name=names[0] if names else "the run's evaluation set",
-            dataset_config=configurations[0] if configurations else None,
-            metric_type=name,
-            metric_name=name.replace("_", " "),
-            metric_value=round(value, 6),
-        )
-        for name, value in metrics.items()
-        if "loss" not in name and not re.search(r"(^|_)teacher_", name)  # the teacher's are not the student's
-    ] or None
-
-
 def _teacher_name(teacher: Any) -> str | None:
     """The teacher's own name; that of a class, which stands in for it elsewhere, is none."""
     name, model = getattr(teacher, "name", None), getattr(teacher, "model", None)
@@ -331,10 +258,6 @@ def _training_rows(trainer: Any) -> Iterable[tuple[str, str]]:
             yield name, _cell(getattr(trainer.args, name))
     yield "processes", str(trainer.args.world_size)
     yield "steps trained", str(trainer.state.global_step)
-
-
-def _decimals(value: float) -> str:
-    return f"{round(value, 4) + 0.0:.4f}"  # + 0.0, for -0.0 is no news to a reader
 
 
 def _cell(value: Any) -> str:

@@ -96,19 +96,34 @@ class OnlineTeacher:
         return logits, outputs, inputs
 
 
+def decoder_input_maker(model: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """Return what makes an encoder-decoder's decoder inputs of labels; None for a model without such inputs.
+
+    Example:
+        >>> from transformers import T5Config, T5ForConditionalGeneration
+        >>> sizes = dict(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=1, vocab_size=9)
+        >>> model = T5ForConditionalGeneration(T5Config(decoder_start_token_id=0, pad_token_id=0, **sizes))
+        >>> decoder_input_maker(model)(torch.tensor([[5, 6, -100]])).tolist()
+        [[0, 5, 6]]
+    """
+    prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if prepare is not None:
+        return lambda labels: prepare(labels=labels)
+    # M2M-100, NLLB-MoE, Blenderbot and SeamlessM4T shift labels in their forward, and offer no method for it.
+    shift = getattr(sys.modules[type(model).__module__], "shift_tokens_right", None)
+    config: Any = getattr(model, "config", None)
+    if shift is None or not getattr(config, "is_encoder_decoder", False):
+        return None
+    return lambda labels: shift(labels, config.pad_token_id, config.decoder_start_token_id)
+
+
 def add_decoder_inputs(model: Any, inputs: dict[str, Any], labels: torch.Tensor | None) -> None:
     """Give an encoder-decoder its decoder inputs, made from labels that it must not see itself."""
     if labels is None or "decoder_input_ids" in inputs:
         return
-    prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    if prepare is not None:
-        inputs["decoder_input_ids"] = prepare(labels=labels)
-        return
-    # M2M-100, NLLB-MoE, Blenderbot and SeamlessM4T shift labels in their forward, and offer no method for it.
-    shift = getattr(sys.modules[type(model).__module__], "shift_tokens_right", None)
-    if shift is not None and getattr(model.config, "is_encoder_decoder", False):
-        config = model.config
-        inputs["decoder_input_ids"] = shift(labels, config.pad_token_id, config.decoder_start_token_id)
+    make = decoder_input_maker(model)
+    if make is not None:
+        inputs["decoder_input_ids"] = make(labels)
 
 
 def logits_of(outputs: Any, who: str, inputs: Mapping[str, Any] | None = None) -> torch.Tensor:

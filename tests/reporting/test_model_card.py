@@ -37,13 +37,8 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hf_distill.reporting.model_card import (
-    command_line,
-    create_card,
-    is_hub_id,
-    latest_metrics,
-    results_table,
-)
+from hf_distill.reporting.card_metrics import latest_metrics, results_table
+from hf_distill.reporting.model_card import command_line, create_card, is_hub_id
 from hf_distill.reporting.usage import auto_class_name, usage_snippet
 
 WORDS = ["[PAD]", "[UNK]", "One", "sentence", "to", "try", "."]
