@@ -1,4 +1,4 @@
-"""BERT-like models from random weights, for the recipes on text."""
+"""BERT-like models from random weights, for the recipes that read text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import DatasetDict
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, ModernBertConfig
 
 from hf_distill.tasks.model_arguments import ModelArguments
 
@@ -32,10 +32,17 @@ class TextModelArguments(BertModelArguments):
     )
 
 
+MODERN = "modernbert"
+#: Where tokens stand and which belong together is learnt many times sooner with ModernBERT's rotary positions and norms
+#: before each layer; BERT's own are for long pre-training.
+KIND_HELP = {"help": "The architecture of models trained here", "choices": [MODERN, "bert"]}
+
+
 @dataclass
 class WordModelArguments(BertModelArguments):
     """Which teacher and student of words; sizes are those of models trained from random weights."""
 
+    model_kind: str = field(default=MODERN, metadata=KIND_HELP)
     teacher_word_dropout: float = field(
         default=0.2,
         metadata={"help": "Share of tokens hidden from a teacher trained here, drawn anew each epoch"},
@@ -87,10 +94,6 @@ def bert_config(
         dropout: of hidden states and attention, in [0, 1).
         names: its classes, in the order of their numbers; None for a head without classes.
     """
-    labels: dict[str, Any] = {}
-    if names is not None:
-        labels["id2label"] = dict(enumerate(names))
-        labels["label2id"] = {name: index for index, name in enumerate(names)}
     return BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -102,8 +105,64 @@ def bert_config(
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
         pad_token_id=tokenizer.pad_token_id,
-        **labels,
+        **_labels(names),
     )
+
+
+def modernbert_config(
+    layers: int,
+    width: int,
+    tokenizer: Any,
+    length: int,
+    dropout: float = 0.1,
+    names: Sequence[str] | None = None,
+) -> ModernBertConfig:
+    """Return the configuration of a ModernBERT to be trained from random weights; arguments as for a BERT.
+
+    Texts here are shorter than its window, so that all layers see all of a text.
+
+    Source: Warner et al., "Smarter, Better, Faster, Longer", arXiv 2412.13663.
+
+    Example:
+        >>> from hf_distill.tasks.wordpiece import train_tokenizer
+        >>> modernbert_config(2, 64, train_tokenizer(["a text"], 60), 16).layer_types
+        ['full_attention', 'full_attention']
+    """
+    return ModernBertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        num_hidden_layers=layers,
+        layer_types=["full_attention"] * layers,
+        num_attention_heads=attention_heads(width),
+        intermediate_size=2 * width,  # gated, it has as many weights as three ungated quarters
+        max_position_embeddings=length,
+        initializer_range=initializer_range(width),
+        embedding_dropout=dropout,
+        mlp_dropout=dropout,
+        attention_dropout=dropout,
+        classifier_dropout=dropout,
+        classifier_pooling="mean",
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.cls_token_id,
+        eos_token_id=tokenizer.sep_token_id,
+        cls_token_id=tokenizer.cls_token_id,
+        sep_token_id=tokenizer.sep_token_id,
+        **_labels(names),
+    )
+
+
+def _labels(names: Sequence[str] | None) -> dict[str, Any]:
+    if names is None:
+        return {}
+    return {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
+
+
+def encoder_config(kind: str, *sizes: Any, **options: Any) -> Any:
+    """Return the configuration of an encoder of a kind, ``modernbert`` or ``bert``; arguments as for a BERT."""
+    return (modernbert_config if kind == MODERN else bert_config)(*sizes, **options)
 
 
 def new_bert(

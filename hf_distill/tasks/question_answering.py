@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset, DatasetDict
-from transformers import AutoModelForQuestionAnswering, BertForQuestionAnswering, DataCollatorWithPadding
+from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding
 
 from hf_distill.corpora.signature_questions import signature_questions
 from hf_distill.corpora.squad import checked_questions, read_questions
 from hf_distill.evaluation.measures import Measure
 from hf_distill.evaluation.question_answering import SpanMeasure, TextFeature
-from hf_distill.tasks.bert_models import WordModelArguments, bert_config, check_widths
+from hf_distill.tasks.bert_models import MODERN, WordModelArguments, check_widths, encoder_config
 from hf_distill.tasks.data_arguments import DataArguments, check_sources, complete, given_files, hub_splits
 from hf_distill.tasks.model_arguments import sizes_of
 from hf_distill.tasks.task import Role, Task
@@ -131,14 +131,17 @@ class QuestionAnswering(Task):
         """Train a tokenizer on the training questions and their texts."""
         train = splits["train"]
         texts = [text for name in ("question", "context") for text in train[name]]
-        return train_tokenizer(texts, self.models.vocabulary_size, self.data.lowercase)
+        models = self.models
+        return train_tokenizer(
+            texts, models.vocabulary_size, self.data.lowercase, token_types=models.model_kind != MODERN
+        )
 
     def new_model(self, role: Role, splits: DatasetDict, processor: Any) -> Any:
-        """Return a BERT that points at spans."""
+        """Return a ModernBERT or a BERT that points at spans."""
         layers, width, dropout = sizes_of(self.models, role)
-        return BertForQuestionAnswering(
-            bert_config(layers, width, processor, self.data.max_seq_length, dropout)
-        )
+        length = self.data.max_seq_length
+        config = encoder_config(self.models.model_kind, layers, width, processor, length, dropout)
+        return self.auto_class.from_config(config)
 
     def check(self, args: Any) -> None:
         """Raise for windows that can't be, and for an order in which windows could not be put together."""

@@ -7,18 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset, DatasetDict
-from transformers import (
-    AutoModelForTokenClassification,
-    BertForTokenClassification,
-    DataCollatorForTokenClassification,
-)
+from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
 from hf_distill.corpora.identifier_roles import identifier_roles
 from hf_distill.corpora.tagged_words import checked_words, read_tagged_words
 from hf_distill.evaluation.measures import Measure
 from hf_distill.evaluation.token_classification import token_measure
 from hf_distill.items import IGNORED
-from hf_distill.tasks.bert_models import WordModelArguments, bert_config, check_widths
+from hf_distill.tasks.bert_models import MODERN, WordModelArguments, check_widths, encoder_config
 from hf_distill.tasks.data_arguments import DataArguments, check_sources, complete, given_files, hub_splits
 from hf_distill.tasks.model_arguments import sizes_of
 from hf_distill.tasks.task import Role, Task
@@ -130,7 +126,10 @@ class TokenClassification(Task):
     def new_processor(self, splits: DatasetDict) -> Any:
         """Train a tokenizer on the words of the training sentences."""
         texts = [" ".join(words) for words in splits["train"]["tokens"]]
-        return train_tokenizer(texts, self.models.vocabulary_size, self.data.lowercase)
+        models = self.models
+        return train_tokenizer(
+            texts, models.vocabulary_size, self.data.lowercase, token_types=models.model_kind != MODERN
+        )
 
     def read_alike(self, one: Any, other: Any) -> bool:
         """Whether two tokenizers make the same pieces of the same words."""
@@ -139,10 +138,11 @@ class TokenClassification(Task):
         return bool(one.get_vocab() == other.get_vocab() and pieces[0] == pieces[1])
 
     def new_model(self, role: Role, splits: DatasetDict, processor: Any) -> Any:
-        """Return a BERT with a class for each position."""
+        """Return a ModernBERT or a BERT with a class for each position."""
         layers, width, dropout = sizes_of(self.models, role)
         length, names = self.data.max_seq_length, self.label_names(splits)
-        return BertForTokenClassification(bert_config(layers, width, processor, length, dropout, names))
+        config = encoder_config(self.models.model_kind, layers, width, processor, length, dropout, names)
+        return self.auto_class.from_config(config)
 
     def check(self, args: Any) -> None:
         """Raise for widths that are no BERT's."""

@@ -25,7 +25,7 @@ def _continuing_characters(tokenizer: Tokenizer, texts: list[str]) -> list[str]:
 
 
 def train_tokenizer(
-    texts: list[str], vocabulary_size: int, lowercase: bool = True
+    texts: list[str], vocabulary_size: int, lowercase: bool = True, token_types: bool = True
 ) -> PreTrainedTokenizerFast:
     """Train a WordPiece tokenizer with BERT's special tokens, the same one each time.
 
@@ -33,6 +33,7 @@ def train_tokenizer(
         texts: to learn pieces from.
         vocabulary_size: most pieces, the special ones included.
         lowercase: read capitals as small letters.
+        token_types: tell a model which of two texts a token is of; ModernBERT does not read that.
 
     Example:
         >>> tokenizer = train_tokenizer(["a small text", "another text"], 60)
@@ -56,5 +57,5 @@ def train_tokenizer(
         special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     names = {f"{name.strip('[]').lower()}_token": name for name in _SPECIAL}
-    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    inputs = ["input_ids", *(["token_type_ids"] if token_types else []), "attention_mask"]
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
