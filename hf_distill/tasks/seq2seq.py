@@ -16,8 +16,7 @@ from datasets import Dataset, DatasetDict
 from transformers import (
     AutoModelForSeq2SeqLM,
     DataCollatorForSeq2Seq,
-    Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
+    LogitsProcessorList,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -27,6 +26,7 @@ from hf_distill.corpora.plain_text import completions, read_completions
 from hf_distill.corpora.signatures import docstring_signatures
 from hf_distill.evaluation.generation import HEADLINES, GenerationMeasure
 from hf_distill.evaluation.measures import Measure
+from hf_distill.evaluation.writing import MixedWriting, Writer, mixture_of, read_of
 from hf_distill.items import IGNORED
 from hf_distill.seq2seq import DistillationSeq2SeqTrainer
 from hf_distill.students import student_from_teacher
@@ -134,17 +134,12 @@ class SequenceToSequence(Task):
             models.student_num_hidden_layers = models.student_encoder_layers
 
     def check(self, args: Any) -> None:
-        """Raise for several teachers, half a cut, and an order in which texts could not be compared."""
+        """Raise for half a cut, and an order in which texts could not be compared."""
         models = self.models
         if (models.student_encoder_layers is None) != (models.student_decoder_layers is None):
             raise ValueError(
                 "expected --student_encoder_layers and --student_decoder_layers, received one of them. Give both, or "
                 "--student_num_hidden_layers for as many of each."
-            )
-        if len(models.teacher_model_name_or_path or ()) > 1 or (models.teachers_from_seeds or 1) > 1:
-            raise ValueError(
-                "expected one teacher, since a mixture of several writes no text to be compared, received several. "
-                "Name one."
             )
         if args.train_sampling_strategy == "group_by_length" and args.eval_strategy != "no":
             raise ValueError(
@@ -221,28 +216,20 @@ class SequenceToSequence(Task):
         return GenerationMeasure(processor, references, self.data.headline)
 
     def teacher_answers(self, trainer: Any, teachers: list[Any]) -> list[TeacherAnswers]:
-        """Let the teacher write, as its students did."""
-        (teacher,) = teachers
-        args = trainer.args
-        writer = Seq2SeqTrainer(
-            teacher,
-            Seq2SeqTrainingArguments(
-                output_dir=args.output_dir,
-                per_device_eval_batch_size=args.per_device_eval_batch_size,
-                predict_with_generate=True,
-                generation_max_length=args.generation_max_length,
-                generation_num_beams=args.generation_num_beams,
-                use_cpu=args.use_cpu,
-                bf16=args.bf16,
-                report_to="none",
-                disable_tqdm=args.disable_tqdm,
-            ),
-            data_collator=self.collator(trainer.processing_class),
-            processing_class=trainer.processing_class,
-        )
-        written = writer.predict(trainer.eval_dataset)
-        answers = TeacherAnswers(written.predictions)
-        return [answers, TeacherAnswers(written.predictions, 1.0)]
+        """Let the teachers write, as their students did: all together, and each."""
+        args, processor = trainer.args, trainer.processing_class
+
+        def written(teacher: Any, ensemble: Any = None) -> Any:
+            given = {"data_collator": self.collator(processor), "processing_class": processor}
+            return Writer(teacher, args, ensemble, **given).predict(trainer.eval_dataset).predictions
+
+        each = [written(teacher) for teacher in teachers]
+        together = each[0] if len(each) == 1 else written(teachers[0], self._mixture(teachers, args))
+        return [TeacherAnswers(together), *map(TeacherAnswers, each)]
+
+    def _mixture(self, teachers: list[Any], args: Any) -> Any:
+        combine = args.teacher_combine or "probabilities"
+        return mixture_of(teachers, args.teacher_weights, combine, args.device)
 
     def taught_rows(
         self, rows: Dataset, teachers: list[Any], processor: Any, args: Any, say: Callable[[str], None]
@@ -253,13 +240,12 @@ class SequenceToSequence(Task):
         """
         if not self.data.sequence_level:
             return None
-        (teacher,) = teachers
-        path = self._kept_writing(rows, teacher, args)
+        path = self._kept_writing(rows, teachers, args)
         state = PartialState()
         with state.main_process_first():
             if not path.is_file():
                 say(f"Teacher: writing answers to {len(rows):,} texts into {path} ...")
-                texts = self._written(rows, teacher, processor, args)
+                texts = self._written(rows, teachers, processor, args)
                 unfinished = path.with_suffix(".unfinished")
                 unfinished.write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
                 os.replace(unfinished, path)
@@ -268,27 +254,31 @@ class SequenceToSequence(Task):
         texts = json.loads(path.read_text(encoding="utf-8"))
         return Dataset.from_dict({"prompt": rows["prompt"][:], "completion": texts})
 
-    def _kept_writing(self, rows: Dataset, teacher: Any, args: Any) -> Path:
-        described = json.dumps(
-            [weights_hash(teacher), self.encoding, self.data.sequence_level_beams, rows["prompt"][:]]
-        )
+    def _kept_writing(self, rows: Dataset, teachers: list[Any], args: Any) -> Path:
+        who: list[Any] = [weights_hash(teacher) for teacher in teachers]
+        if len(teachers) > 1:
+            who += [args.teacher_weights, args.teacher_combine]
+        described = json.dumps([*who, self.encoding, self.data.sequence_level_beams, rows["prompt"][:]])
         digest = hashlib.blake2b(described.encode(), digest_size=6).hexdigest()
         return Path(str(args.output_dir)) / f"written-{digest}.json"
 
     @torch.no_grad()
-    def _written(self, rows: Dataset, teacher: Any, processor: Any, args: Any) -> list[str]:
-        """Return what a teacher writes to each text, the longest first so that batches are alike."""
+    def _written(self, rows: Dataset, teachers: list[Any], processor: Any, args: Any) -> list[str]:
+        """Return what teachers write to each text, the longest first so that batches are alike."""
         encoded, collate = self.encode(rows, processor), self.collator(processor)
         order = sorted(range(len(encoded)), key=lambda row: -len(encoded[row]["input_ids"]))
         texts = [""] * len(rows)
-        teacher.to(args.device).eval()
+        ensemble = self._mixture(teachers, args) if len(teachers) > 1 else None
+        teachers[0].to(args.device).eval()
         size = args.per_device_eval_batch_size
         for start in range(0, len(order), size):
             places = order[start : start + size]
             batch = collate([encoded[place] for place in places])
-            ids = teacher.generate(
-                input_ids=batch["input_ids"].to(args.device), attention_mask=batch["attention_mask"].to(args.device),
-                num_beams=self.data.sequence_level_beams, max_length=self.data.max_target_length,
+            read = {name: value.to(args.device) for name, value in read_of(batch).items()}
+            chosen = [] if ensemble is None else [MixedWriting(ensemble, read)]
+            ids = teachers[0].generate(
+                **read, logits_processor=LogitsProcessorList(chosen), num_beams=self.data.sequence_level_beams,
+                max_length=self.data.max_target_length,
             )  # fmt: skip
             for place, text in zip(
                 places, processor.batch_decode(ids, skip_special_tokens=True), strict=True

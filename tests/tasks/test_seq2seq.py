@@ -90,8 +90,6 @@ def test_halves_are_cut_apart(splits: DatasetDict) -> None:
     assert task_of({"student_num_hidden_layers": 1}).models.student_decoder_layers == 1
     with pytest.raises(ValueError, match="expected --student_encoder_layers and --student_decoder_layers"):
         task_of({"student_encoder_layers": 2}).check(arguments(Path("out")))
-    with pytest.raises(ValueError, match="expected one teacher"):
-        task_of({"teachers_from_seeds": 2}).check(arguments(Path("out")))
 
 
 def test_what_the_teacher_writes_teaches_the_distilled_student(tmp_path: Path, splits: DatasetDict) -> None:
@@ -125,3 +123,23 @@ def test_several_references_of_one_text(splits: DatasetDict) -> None:
     tokenizer = task.new_processor(splits)
     measure = task.measure(rows, task.encode(rows, tokenizer), tokenizer)
     assert measure.references[0] == ["2 2", "other"]
+
+
+def test_several_teachers_write_together_and_each(tmp_path: Path, splits: DatasetDict) -> None:
+    task = task_of({"teachers_from_seeds": 2}, sequence_level=True, sequence_level_beams=2)
+    args = arguments(tmp_path, teacher_weights=[0.0, 1.0])
+    task.check(args)
+    rehearse(task, splits, args)
+    job = prepare_comparison(task, splits, args, lambda line: None)
+    results = job.run([0], baseline=True)
+    assert results["teacher"]["exact_match"] == results["teachers"][1]["exact_match"]
+    row = job._trainer(0, "distilled", publish=False).train_dataset[3]
+    batch = task.collator(job.processor)([job.encoded["train"][3]])
+    ids = job.teachers[1].generate(
+        batch["input_ids"], attention_mask=batch["attention_mask"], num_beams=2, max_length=8
+    )
+    text = job.processor.decode(ids[0], skip_special_tokens=True)
+    assert row["labels"] == job.processor(text_target=text, truncation=True, max_length=8)["input_ids"]
+    # Other weights write other texts, which are kept beside.
+    args.teacher_weights = [1.0, 0.0]
+    assert not task._kept_writing(splits["train"], job.teachers, args).exists()
