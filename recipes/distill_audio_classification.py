@@ -26,7 +26,7 @@ class TrainingSettings(RecipeTrainingArguments):
     output_dir: str | None = field(
         default="runs/distill_audio_classification", metadata={"help": "Where everything is put"}
     )
-    num_train_epochs: float = field(default=12.0, metadata={"help": "Epochs of the student. Default: 12"})
+    num_train_epochs: float = field(default=60.0, metadata={"help": "Epochs of the student. Default: 60"})
     learning_rate: float = field(
         default=0.0, metadata={"help": "Default: 1e-3, or 5e-5 for a student with pretrained weights"}
     )
@@ -41,7 +41,7 @@ DEFAULTS = Defaults(
     learning_rate=1e-3,
     pretrained_learning_rate=5e-5,
     alpha=0.7,
-    temperature=2.0,
+    temperature=4.0,
     quick={
         "max_train_samples": 200,
         "max_eval_samples": 100,

@@ -3,6 +3,7 @@
     accelerate launch recipes/distill_masked_lm.py                        # built-in text, nothing to download
     accelerate launch recipes/distill_masked_lm.py --train_file books/ --teacher_model_name_or_path bert-base-uncased
     accelerate launch recipes/distill_bert.py --student_model_name_or_path runs/distill_masked_lm/seed_0/distilled
+    python benchmarks/pretraining.py runs/distill_masked_lm               # what that is worth, with few labels
 
 The student starts from every other layer of the teacher, and learns masked words, the teacher's probabilities for
 them, and the direction of its last hidden state. The last line fine-tunes it. "Student alone" has the same start and

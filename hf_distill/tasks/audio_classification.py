@@ -74,7 +74,7 @@ class SoundModelArguments(ModelArguments):
 
     teacher_layers: int = field(default=3, metadata={"help": "Layers of a teacher trained here"})
     teacher_width: int = field(default=192, metadata={"help": "Width of a teacher trained here"})
-    teacher_epochs: float = field(default=12.0, metadata={"help": "Epochs of a teacher trained here"})
+    teacher_epochs: float = field(default=30.0, metadata={"help": "Epochs of a teacher trained here"})
     teacher_batch_size: int = field(
         default=32, metadata={"help": "Sounds per step of a teacher trained here"}
     )

@@ -75,9 +75,9 @@ def test_small_on_its_built_in_data(tmp_path: Path, name: str) -> None:
         ("question_answering", ["--doc_stride", "500"], "--doc_stride: expected a number"),
         ("masked_lm", ["--masked_share", "2"], "--masked_share: expected a number above 0"),
         ("causal_lm", ["--prompt_column", "q"], "expected --prompt_column and --completion_column"),
-        ("seq2seq", ["--teachers_from_seeds", "2"], "expected one teacher"),
+        ("seq2seq", ["--student_encoder_layers", "2"], "expected --student_encoder_layers and"),
         ("image_classification", ["--mixup", "1"], "expected a loss without labels"),
-        ("audio_classification", ["--train_file", "nowhere"], "nowhere: expected WAV files"),
+        ("audio_classification", ["--train_file", "nowhere"], "nowhere: expected sounds"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_a_line_or_two(
