@@ -28,7 +28,7 @@ class TrainingSettings(RecipeTrainingArguments):
     output_dir: str | None = field(
         default="runs/distill_masked_lm", metadata={"help": "Where everything is put"}
     )
-    num_train_epochs: float = field(default=4.0, metadata={"help": "Epochs of the student. Default: 4"})
+    num_train_epochs: float = field(default=3.0, metadata={"help": "Epochs of the student. Default: 3"})
     learning_rate: float = field(
         default=0.0, metadata={"help": "Default: 5e-4, or 1e-3 for a student from random weights"}
     )

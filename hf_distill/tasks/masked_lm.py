@@ -61,13 +61,13 @@ class MaskedModelArguments(ModelArguments):
         metadata={"help": "Layers of a student cut out of the (first) teacher. Default: half of them"},
     )
     teacher_layers: int = field(default=4, metadata={"help": "Layers of a teacher trained here"})
-    teacher_width: int = field(default=192, metadata={"help": "Width of a teacher trained here"})
+    teacher_width: int = field(default=128, metadata={"help": "Width of a teacher trained here"})
     teacher_epochs: float = field(default=6.0, metadata={"help": "Epochs of a teacher trained here"})
     teacher_batch_size: int = field(
         default=32, metadata={"help": "Blocks per step and process of a teacher trained here"}
     )
     teacher_learning_rate: float = field(
-        default=1e-3, metadata={"help": "Learning rate of a teacher trained here"}
+        default=2e-3, metadata={"help": "Learning rate of a teacher trained here"}
     )
     student_layers: int | None = field(  # type: ignore[assignment]
         default=None,
