@@ -43,8 +43,17 @@ class WordModelArguments(BertModelArguments):
     """Which teacher and student of words; sizes are those of models trained from random weights."""
 
     model_kind: str = field(default=MODERN, metadata=KIND_HELP)
+    teacher_width: int = field(default=192, metadata={"help": "Width of a teacher trained here"})
+    teacher_epochs: float = field(default=6.0, metadata={"help": "Epochs of a teacher trained here"})
+    teacher_batch_size: int = field(
+        default=32, metadata={"help": "Examples per step and process of a teacher trained here"}
+    )
+    teacher_learning_rate: float = field(
+        default=1e-3, metadata={"help": "Learning rate of a teacher trained here"}
+    )
+    student_width: int = field(default=64, metadata={"help": "Width of a student from random weights"})
     teacher_word_dropout: float = field(
-        default=0.2,
+        default=0.15,
         metadata={"help": "Share of tokens hidden from a teacher trained here, drawn anew each epoch"},
     )
 

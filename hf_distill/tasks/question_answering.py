@@ -46,32 +46,13 @@ class QuestionDataArguments(DataArguments):
     )
 
 
-@dataclass
-class QuestionModelArguments(WordModelArguments):
-    """Which teacher and student of questions; sizes are those of models trained from random weights."""
-
-    teacher_width: int = field(default=192, metadata={"help": "Width of a teacher trained here"})
-    teacher_epochs: float = field(default=6.0, metadata={"help": "Epochs of a teacher trained here"})
-    teacher_batch_size: int = field(
-        default=32, metadata={"help": "Windows per step and process of a teacher trained here"}
-    )
-    teacher_learning_rate: float = field(
-        default=1e-3, metadata={"help": "Learning rate of a teacher trained here"}
-    )
-    teacher_word_dropout: float = field(
-        default=0.15,
-        metadata={"help": "Share of tokens hidden from a teacher trained here, drawn anew each epoch"},
-    )
-    student_width: int = field(default=64, metadata={"help": "Width of a student from random weights"})
-
-
 class QuestionAnswering(Task):
     """BERT-like models that point at the start and the end of an answer."""
 
     name = "question_answering"
     auto_class = AutoModelForQuestionAnswering
     data_arguments = QuestionDataArguments
-    model_arguments = QuestionModelArguments
+    model_arguments = WordModelArguments
     metrics = ("f1", "exact_match")
     counted = "questions"
 
