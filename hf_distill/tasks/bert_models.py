@@ -12,6 +12,11 @@ from transformers import BertConfig, BertForSequenceClassification, ModernBertCo
 
 from hf_distill.tasks.model_arguments import ModelArguments
 
+MODERN = "modernbert"
+#: Where tokens stand and which belong together is learnt many times sooner with ModernBERT's rotary positions and norms
+#: before each layer; BERT's own are for long pre-training.
+KIND_HELP = {"help": "The architecture of models trained here", "choices": [MODERN, "bert"]}
+
 
 @dataclass
 class BertModelArguments(ModelArguments):
@@ -30,12 +35,6 @@ class TextModelArguments(BertModelArguments):
             "help": "Share of tokens left out of the texts of a teacher trained here, drawn anew each epoch"
         },
     )
-
-
-MODERN = "modernbert"
-#: Where tokens stand and which belong together is learnt many times sooner with ModernBERT's rotary positions and norms
-#: before each layer; BERT's own are for long pre-training.
-KIND_HELP = {"help": "The architecture of models trained here", "choices": [MODERN, "bert"]}
 
 
 @dataclass
