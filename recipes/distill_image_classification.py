@@ -27,7 +27,7 @@ class TrainingSettings(RecipeTrainingArguments):
     )
     num_train_epochs: float = field(default=20.0, metadata={"help": "Epochs of the student. Default: 20"})
     learning_rate: float = field(
-        default=0.0, metadata={"help": "Default: 3e-3, or 1e-4 for a student with pretrained weights"}
+        default=0.0, metadata={"help": "Default: 2e-3, or 1e-4 for a student with pretrained weights"}
     )
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Images per step and process"})
     train_sampling_strategy: str = field(
@@ -37,7 +37,7 @@ class TrainingSettings(RecipeTrainingArguments):
 
 
 DEFAULTS = Defaults(
-    learning_rate=3e-3,
+    learning_rate=2e-3,
     pretrained_learning_rate=1e-4,
     alpha=0.7,
     temperature=4.0,

@@ -29,10 +29,11 @@ class TrainingSettings(RecipeDefaultsMixin, DistillationSeq2SeqTrainingArguments
     output_dir: str | None = field(
         default="runs/distill_seq2seq", metadata={"help": "Where everything is put"}
     )
-    num_train_epochs: float = field(default=6.0, metadata={"help": "Epochs of the student. Default: 6"})
+    num_train_epochs: float = field(default=8.0, metadata={"help": "Epochs of the student. Default: 8"})
     learning_rate: float = field(
         default=0.0, metadata={"help": "Default: 2e-3, or 1e-4 for a student with pretrained weights"}
     )
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Pairs per step and process"})
     predict_with_generate: bool = field(
         default=True, metadata={"help": "Compare students by what they write"}
     )

@@ -17,8 +17,6 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     DataCollatorForSeq2Seq,
     LogitsProcessorList,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
 from hf_distill.cache.manifest import weights_hash
@@ -30,10 +28,11 @@ from hf_distill.evaluation.writing import MixedWriting, Writer, mixture_of, read
 from hf_distill.items import IGNORED
 from hf_distill.seq2seq import DistillationSeq2SeqTrainer
 from hf_distill.students import student_from_teacher
-from hf_distill.tasks.bert_models import attention_heads, check_widths
+from hf_distill.tasks.bert_models import check_widths
 from hf_distill.tasks.byte_pairs import train_byte_pairs
 from hf_distill.tasks.data_arguments import DataArguments, check_sources, complete, given_files, hub_splits
 from hf_distill.tasks.model_arguments import ModelArguments, sizes_of
+from hf_distill.tasks.seq2seq_models import bart_config, t5_config
 from hf_distill.tasks.task import Role, Task
 from hf_distill.tasks.teacher_answers import TeacherAnswers
 
@@ -73,15 +72,25 @@ class PairDataArguments(DataArguments):
 class PairModelArguments(ModelArguments):
     """Which teacher and student; encoder and decoder are as deep as each other unless cut apart."""
 
+    model_kind: str = field(
+        default="bart",
+        metadata={
+            "help": "The architecture of models trained here; from random weights T5 learns to copy words much later",
+            "choices": ["bart", "t5"],
+        },
+    )
     vocabulary_size: int = field(default=2000, metadata={"help": "Vocabulary of a tokenizer trained here"})
     teacher_layers: int = field(default=2, metadata={"help": "Layers of each half of a teacher trained here"})
-    teacher_width: int = field(default=256, metadata={"help": "Width of a teacher trained here"})
-    teacher_epochs: float = field(default=8.0, metadata={"help": "Epochs of a teacher trained here"})
+    teacher_width: int = field(default=128, metadata={"help": "Width of a teacher trained here"})
+    teacher_epochs: float = field(default=10.0, metadata={"help": "Epochs of a teacher trained here"})
+    teacher_batch_size: int = field(
+        default=16, metadata={"help": "Pairs per step and process of a teacher trained here"}
+    )
     teacher_learning_rate: float = field(
         default=1e-3, metadata={"help": "Learning rate of a teacher trained here"}
     )
     student_layers: int = field(default=1, metadata={"help": "Layers of each half of a student made here"})
-    student_width: int = field(default=128, metadata={"help": "Width of a student from random weights"})
+    student_width: int = field(default=64, metadata={"help": "Width of a student from random weights"})
     student_encoder_layers: int | None = field(
         default=None,
         metadata={"help": "Cut the student out of the (first) teacher: so many layers of its encoder"},
@@ -185,19 +194,13 @@ class SequenceToSequence(Task):
         return train_byte_pairs(texts, self.models.vocabulary_size, ends=True)
 
     def new_model(self, role: Role, splits: DatasetDict, processor: Any) -> Any:
-        """Return a T5."""
+        """Return a BART or a T5."""
         layers, width, dropout = sizes_of(self.models, role)
-        heads = attention_heads(width)
-        # T5 begins to write at its padding token.
-        special: dict[str, Any] = {"decoder_start_token_id": processor.pad_token_id}
-        special |= {"pad_token_id": processor.pad_token_id, "eos_token_id": processor.eos_token_id}
-        model = T5ForConditionalGeneration(
-            T5Config(
-                vocab_size=len(processor), d_model=width, d_kv=width // heads, num_heads=heads, d_ff=4 * width,
-                num_layers=layers, num_decoder_layers=layers, dropout_rate=dropout, feed_forward_proj="gated-gelu",
-                **special,
-            )
-        )  # fmt: skip
+        longest = max(self.data.max_source_length, self.data.max_target_length)
+        config = (bart_config if self.models.model_kind == "bart" else t5_config)(
+            layers, width, processor, longest, dropout
+        )
+        model = self.auto_class.from_config(config)
         model.generation_config.max_length = self.data.max_target_length
         return model
 

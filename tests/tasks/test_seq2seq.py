@@ -81,12 +81,16 @@ def test_a_run_compares_what_is_written(tmp_path: Path, splits: DatasetDict, cac
     assert results["teacher"]["exact_match"] == sum(exact) / len(exact)
 
 
-def test_halves_are_cut_apart(splits: DatasetDict) -> None:
-    task = task_of({"student_encoder_layers": 2, "student_decoder_layers": 1})
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [("bart", ("encoder_layers", "decoder_layers")), ("t5", ("num_layers", "num_decoder_layers"))],
+)
+def test_halves_are_cut_apart(splits: DatasetDict, kind: str, names: tuple[str, str]) -> None:
+    task = task_of({"student_encoder_layers": 2, "student_decoder_layers": 1, "model_kind": kind})
     tokenizer = task.new_processor(splits)
     teacher = task.new_model("teacher", splits, tokenizer)
     student = task.make_student(teacher, splits, tokenizer)
-    assert (student.config.num_layers, student.config.num_decoder_layers) == (2, 1)
+    assert tuple(getattr(student.config, name) for name in names) == (2, 1)
     assert task_of({"student_num_hidden_layers": 1}).models.student_decoder_layers == 1
     with pytest.raises(ValueError, match="expected --student_encoder_layers and --student_decoder_layers"):
         task_of({"student_encoder_layers": 2}).check(arguments(Path("out")))
