@@ -6,9 +6,57 @@ import copy
 from typing import Any
 
 import torch
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 # PyTorch's own default: the share of the newest batch in running statistics.
 _MOMENTUM = 0.1
+
+
+class HeldBatchNorm2d(torch.nn.BatchNorm2d):
+    """A batch norm that takes its statistics from what it holds, in training too, and holds them as they are.
+
+    Example:
+        >>> norm = HeldBatchNorm2d(1)
+        >>> norm.train()(torch.full((1, 1, 1, 2), 3.0)).flatten().tolist()
+        [2.999985..., 2.999985...]
+    """
+
+    def train(self, mode: bool = True) -> HeldBatchNorm2d:
+        """Stay in evaluation."""
+        return super().train(False)
+
+
+def hold_folded(model: Any) -> Any:
+    """Return a pretrained model whose batch norms stay as they are where they were folded into its convolutions.
+
+    Exported for inference, a batch norm's statistics are part of the weights before it, and what stands there adds a
+    bias alone: mean 0, weight 1. To normalise by the batch in training would undo all that the model has learnt. One
+    that was never trained has no bias either, and is left alone.
+
+    Example:
+        >>> norm = torch.nn.BatchNorm2d(2)
+        >>> norm.bias.data += 1.0
+        >>> type(hold_folded(torch.nn.Sequential(norm))[0]).__name__
+        'HeldBatchNorm2d'
+    """
+    held = 0
+    for module in model.modules():
+        if type(module) is torch.nn.BatchNorm2d and module.affine and module.running_mean is not None:
+            folded = bool((module.weight == 1).all()) and not module.running_mean.any()
+            if folded and module.bias.any():
+                module.__class__ = (
+                    HeldBatchNorm2d  # the same weights by the same names: it is saved as it was
+                )
+                module.eval()
+                held += 1
+    if held:
+        logger.warning_once(
+            f"{type(model).__name__}: {held} batch norms are folded into the convolutions before them, and their "
+            "statistics stay as they are."
+        )
+    return model
 
 
 def remembering(model: Any) -> Any:

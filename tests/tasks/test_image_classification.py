@@ -17,7 +17,7 @@ from hf_distill.jobs.comparison import prepare_comparison
 from hf_distill.jobs.rehearsal import rehearse
 from hf_distill.tasks.image_arguments import ImageDataArguments, ImageModelArguments
 from hf_distill.tasks.image_classification import ImageClassification
-from hf_distill.tasks.image_models import resized
+from hf_distill.tasks.image_models import HeldBatchNorm2d, hold_folded, resized
 from tests.jobs.test_comparison import arguments
 from tests.tiny import perturbed
 
@@ -178,3 +178,37 @@ def test_a_student_from_random_weights_reads_its_own_size(tmp_path: Path, splits
     assert batch["teacher_pixel_values"].shape[-1] == 16
     task.data.image_size = None
     assert prepare_comparison(task, splits, arguments(tmp_path / "out"), print).teacher_processors == [None]
+
+
+def test_folded_batch_norms_are_held_in_training_and_saved_as_ordinary_ones(tmp_path: Path) -> None:
+    from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
+
+    torch.manual_seed(0)
+    model = MobileNetV2ForImageClassification(
+        MobileNetV2Config(depth_multiplier=0.1, classifier_dropout_prob=0.0)
+    )
+    assert not any(isinstance(part, HeldBatchNorm2d) for part in hold_folded(model).modules()), (
+        "never trained"
+    )
+    norms = [part for part in model.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    with torch.no_grad():
+        for norm in norms:
+            norm.bias += 0.1 * torch.randn_like(norm.bias)
+            norm.running_var.fill_(1 - norm.eps)
+    pixels_of = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        evaluated = model.eval()(pixels_of).logits
+        hold_folded(model).train()
+        assert torch.equal(model(pixels_of).logits, evaluated)
+    model(pixels_of).logits.sum().backward()
+    assert norms[0].bias.grad.any()
+    assert norms[0].num_batches_tracked == 0
+    model.save_pretrained(tmp_path)
+    loaded = MobileNetV2ForImageClassification.from_pretrained(tmp_path)
+    assert not any(isinstance(part, HeldBatchNorm2d) for part in loaded.modules())
+    with torch.no_grad():
+        assert torch.equal(loaded(pixels_of).logits, evaluated)
+    norms[1].running_mean += 1.0  # statistics of its own: it is left alone
+    norms[1].__class__ = torch.nn.BatchNorm2d
+    hold_folded(model)
+    assert type(norms[1]) is torch.nn.BatchNorm2d
