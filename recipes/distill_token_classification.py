@@ -35,8 +35,8 @@ class TrainingSettings(RecipeTrainingArguments):
 DEFAULTS = Defaults(
     learning_rate=1e-3,
     pretrained_learning_rate=5e-5,
-    alpha=0.7,
-    temperature=2.0,
+    alpha=0.5,
+    temperature=1.0,
     quick={
         "max_train_samples": 400,
         "max_eval_samples": 300,
