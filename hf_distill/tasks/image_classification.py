@@ -28,7 +28,7 @@ from hf_distill.masking import ROW, TellEpoch
 from hf_distill.tasks.bert_models import attention_heads, label_names
 from hf_distill.tasks.data_arguments import check_sources, complete, given_files, hub_splits
 from hf_distill.tasks.image_arguments import ImageDataArguments, ImageModelArguments
-from hf_distill.tasks.image_models import hold_folded, remembering, resized
+from hf_distill.tasks.image_models import ready_to_train, resized
 from hf_distill.tasks.task import Role, Task
 from hf_distill.tasks.text_classification import summed_loss
 
@@ -149,12 +149,12 @@ class ImageClassification(Task):
         return views[0].shape == views[1].shape and torch.allclose(views[0], views[1], atol=1e-4)
 
     def make_student(self, teacher: Any, splits: DatasetDict, processor: Any) -> Any:
-        """Return a student whose running statistics are those of many batches, or stay as they are."""
-        return hold_folded(remembering(super().make_student(teacher, splits, processor)))
+        """Return a student whose batch norms and dropout are as training wants them."""
+        return ready_to_train(super().make_student(teacher, splits, processor))
 
     def make_teacher(self, splits: DatasetDict, processor: Any) -> Any:
-        """Return a teacher whose running statistics are those of many batches, or stay as they are."""
-        return hold_folded(remembering(super().make_teacher(splits, processor)))
+        """Return a teacher whose batch norms and dropout are as training wants them."""
+        return ready_to_train(super().make_teacher(splits, processor))
 
     def new_model(self, role: Role, splits: DatasetDict, processor: Any) -> Any:
         """Return a ResNet or a ViT as teacher, and a MobileNetV2 as student."""

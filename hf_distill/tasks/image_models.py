@@ -92,3 +92,26 @@ def resized(processor: Any, size: int) -> Any:
     processor.size = {"shortest_edge": round(shortest * size / crop["height"])}
     processor.crop_size = {"height": size, "width": size}
     return processor
+
+
+def dropping(model: Any) -> Any:
+    """Return a MobileNet that drops the share of features that its authors dropped.
+
+    Its configurations in transformers have TensorFlow's share of what is *kept*, 0.999 (V1) and 0.8 (V2), which PyTorch
+    takes for the share of what is dropped: nothing is left to learn from.
+
+    Example:
+        >>> from transformers import MobileNetV1Config, MobileNetV1ForImageClassification
+        >>> model = MobileNetV1ForImageClassification(MobileNetV1Config(depth_multiplier=0.25))
+        >>> model.dropout.p, round(dropping(model).dropout.p, 3)
+        (0.999, 0.001)
+    """
+    config = getattr(model, "config", None)
+    if getattr(config, "model_type", "") in ("mobilenet_v1", "mobilenet_v2") and model.dropout.p > 0.5:
+        model.dropout.p = config.classifier_dropout_prob = 1 - model.dropout.p
+    return model
+
+
+def ready_to_train(model: Any) -> Any:
+    """Return a model of images whose batch norms and dropout are as training wants them."""
+    return hold_folded(remembering(dropping(model)))
