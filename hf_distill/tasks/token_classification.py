@@ -54,13 +54,20 @@ class WordDataArguments(DataArguments):
     )
 
 
+@dataclass
+class TaggerModelArguments(WordModelArguments):
+    """Which teacher and student of tagged words; sizes are those of models trained from random weights."""
+
+    student_width: int = field(default=32, metadata={"help": "Width of a student from random weights"})
+
+
 class TokenClassification(Task):
     """BERT-like taggers of words."""
 
     name = "token_classification"
     auto_class = AutoModelForTokenClassification
     data_arguments = WordDataArguments
-    model_arguments = WordModelArguments
+    model_arguments = TaggerModelArguments
     metrics = ("accuracy", "f1", "precision", "recall")
     counted = "sentences"
     teacher_loss = staticmethod(summed_loss)
