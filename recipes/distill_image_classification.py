@@ -39,8 +39,8 @@ class TrainingSettings(RecipeTrainingArguments):
 DEFAULTS = Defaults(
     learning_rate=2e-3,
     pretrained_learning_rate=1e-4,
-    alpha=0.7,
-    temperature=4.0,
+    alpha=0.5,
+    temperature=1.0,
     quick={
         "max_train_samples": 200,
         "max_eval_samples": 100,
