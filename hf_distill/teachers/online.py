@@ -109,11 +109,14 @@ def decoder_input_maker(model: Any) -> Callable[[torch.Tensor], torch.Tensor] | 
     prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     if prepare is not None:
         return lambda labels: prepare(labels=labels)
-    # M2M-100, NLLB-MoE, Blenderbot and SeamlessM4T shift labels in their forward, and offer no method for it.
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    # M2M-100, NLLB-MoE, Blenderbot and SeamlessM4T shift labels in their forward, and offer no method for it. Heads
+    # that classify, BART's among them, make their decoder's input of the text.
     shift = getattr(sys.modules[type(model).__module__], "shift_tokens_right", None)
-    config: Any = getattr(model, "config", None)
-    if shift is None or not getattr(config, "is_encoder_decoder", False):
+    if shift is None or not type(model).__name__.endswith(("ForConditionalGeneration", "ForTextToText")):
         return None
+    config = model.config
     return lambda labels: shift(labels, config.pad_token_id, config.decoder_start_token_id)
 
 
