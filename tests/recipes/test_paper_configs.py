@@ -208,7 +208,9 @@ def test_every_part_counts_and_50_steps_reduce_it(config: Path, tmp_path: Path) 
         others = gradient(trainer, without(heaviest(plan, key), key))
         assert all(values.isfinite().all() for values in whole)
         changes = [(a - b).norm() / a.norm() for a, b in zip(whole, others, strict=True) if a.norm() > 1e-6]
-        assert max(changes) > 0.01, f"{key} adds nothing to the gradient of any parameter"
+        # Rounding is 1e-6 of it. How large a part is depends on the random weights, which are others on processors with
+        # other vector instructions: distilbert's hidden states are 0.2 % on one with AVX-512, and more on one without.
+        assert max(changes) > 1e-3, f"{key} adds nothing to the gradient of any parameter"
     trainer.plan = plan
     trainer.train()
     after = parts_of(trainer)
