@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch
+
 _PARALLELISMS = {"cp": "context", "sp": "sequence", "tp": "tensor"}
 
 
@@ -16,8 +18,8 @@ def check_supported(args: Any, model: Any = None) -> None:
         model: the student, which may have been sharded when it was loaded.
 
     Raises:
-        ValueError: DataParallel, context, sequence or tensor parallelism, or Liger's fused
-            cross-entropy, which returns no logits.
+        ValueError: DataParallel, context, sequence or tensor parallelism, or Liger's
+            cross-entropies: the fused one returns no logits, the other writes over them.
 
     Example:
         >>> from types import SimpleNamespace
@@ -36,11 +38,33 @@ def check_supported(args: Any, model: Any = None) -> None:
                 f"({_PARALLELISMS[short]} parallelism), where several share one example and its items would be "
                 f"counted {size} times. Set {short}_size=1; DDP and FSDP share out the examples."
             )
+    _check_liger(args)
+
+
+_LIGER = "Set liger_kernel_config={'fused_linear_cross_entropy': False, 'cross_entropy': False}."
+
+
+def _check_liger(args: Any) -> None:
+    """Raise where the label loss would be one of Liger's cross-entropies."""
     liger = getattr(args, "liger_kernel_config", None) or {}
-    if getattr(args, "use_liger_kernel", False) and liger.get("fused_linear_cross_entropy", True):
+    if getattr(args, "use_liger_kernel", False):
+        if liger.get("fused_linear_cross_entropy", True):
+            raise ValueError(
+                "use_liger_kernel: expected kernels that return logits, received fused_linear_cross_entropy, which "
+                f"does not. {_LIGER}"
+            )
+        # Asked for by default for some architectures, so it has to be turned off by name.
+        if liger.get("cross_entropy", True):
+            raise ValueError(
+                "use_liger_kernel: expected kernels that leave logits as they are, received cross_entropy, which "
+                f"writes its gradient over the logits that the objectives read after it. {_LIGER}"
+            )
+    # Liger puts its cross-entropy into PyTorch, for every model of the process.
+    if getattr(torch.nn.functional.cross_entropy, "__module__", "").startswith("liger_kernel"):
         raise ValueError(
-            "use_liger_kernel: expected kernels that return logits, received fused_linear_cross_entropy, which does "
-            "not. Set liger_kernel_config={'fused_linear_cross_entropy': False, 'cross_entropy': True}."
+            "torch.nn.functional.cross_entropy: expected PyTorch's, received Liger's, put there earlier in this "
+            "process, which writes its gradient over the logits that the objectives read after it. Leave it out "
+            "(cross_entropy=False) where Liger is applied, and start anew."
         )
 
 

@@ -191,11 +191,31 @@ def test_liger_kernel(trainer):
             trainer(use_liger_kernel=True, liger_kernel_config=config)
 
 
+def test_liger_kernel_that_overwrites_logits(trainer, monkeypatch):
+    """Its cross-entropy leaves its gradient in the logits, which the objectives would take for logits."""
+    for config in (
+        {"fused_linear_cross_entropy": False},
+        {"fused_linear_cross_entropy": False, "cross_entropy": True},
+    ):
+        with pytest.raises(
+            ValueError, match=r"received cross_entropy, which writes .* 'cross_entropy': False"
+        ):
+            trainer(use_liger_kernel=True, liger_kernel_config=config)
+
+    def liger_cross_entropy(*args, **kwargs):
+        raise AssertionError("not asked")
+
+    monkeypatch.setattr(liger_cross_entropy, "__module__", "liger_kernel.transformers.functional")
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", liger_cross_entropy)
+    with pytest.raises(ValueError, match=r"expected PyTorch's, received Liger's"):
+        trainer()
+
+
 def test_liger_kernel_that_returns_logits(trainer, monkeypatch):
     """The kernels need a GPU; here only that they are asked for, and that training goes on around them."""
     asked = []
     monkeypatch.setattr("transformers.trainer.apply_liger_kernel", lambda model, config: asked.append(config))
-    config = {"fused_linear_cross_entropy": False, "cross_entropy": True}
+    config = {"fused_linear_cross_entropy": False, "cross_entropy": False}
     assert_same(run(trainer(use_liger_kernel=True, liger_kernel_config=config)), run(trainer()))
     assert asked == [config]
 

@@ -10,7 +10,9 @@ from datasets import Dataset
 from transformers import DataCollatorWithPadding
 
 from hf_distill import CacheError, DistillationTrainer, TeacherCache, TeacherEnsemble
+from hf_distill.cache import model_at_hand
 from hf_distill.cache.formats import FullLogits, TopKLogits
+from hf_distill.cache.model_at_hand import tolerance_of
 from hf_distill.items import Head
 from hf_distill.teachers.online import OnlineTeacher
 from tests.test_compatibility import tokenizer_of
@@ -295,6 +297,24 @@ def test_packed_rows_have_no_answer_of_one_example(tmp_path: Path) -> None:
     }
     with pytest.raises(CacheError, match="answer for each of 1 rows, received packed rows with 2 examples"):
         cache(packed)
+
+
+def test_a_gpu_may_answer_less_exactly_than_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image model in float32, on a GPU, was refused: TF32 of its convolutions differs by the batch."""
+    captured(tmp_path / "cache")
+    teacher = teacher_of()
+    cache = TeacherCache(tmp_path / "cache", teacher)
+    batch = {name: value for name, value in collate(ROWS[:4]).items() if name != "labels"}
+    cache(batch)
+    with torch.no_grad():
+        teacher.classifier.bias += 0.01
+    later = TeacherCache(tmp_path / "cache")
+    later.at_hand = cache.at_hand
+    with pytest.raises(CacheError, match="expected the teacher to answer as it did, received"):
+        later(batch)
+    on_a_gpu = tolerance_of(later.at_hand.source, torch.device("cuda"))
+    monkeypatch.setattr(model_at_hand, "tolerance_of", lambda source, device: on_a_gpu)
+    later(batch)
 
 
 def test_the_model_at_hand_is_asked_about_a_few_rows_again(tmp_path: Path) -> None:
