@@ -24,6 +24,8 @@ from hf_distill.tasks.wordpiece import train_tokenizer
 
 # Masks of what models are measured on are drawn once, as of no training epoch.
 _EVALUATION = -1
+# Tokens that a model made here can be fine-tuned on, whatever the blocks it was pre-trained on.
+_ROOM = 512
 
 
 @dataclass
@@ -202,6 +204,8 @@ class MaskedLanguageModelling(Task):
         """Return a ModernBERT or a BERT that fills masks."""
         layers, width, dropout = sizes_of(self.models, role)
         size = self.data.block_size
+        if self.models.model_kind == MODERN:  # rotary positions have no weights: longer texts may come later
+            size = max(size, _ROOM)
         config = encoder_config(self.models.model_kind, layers, width, processor, size, dropout)
         return self.auto_class.from_config(config)
 

@@ -146,6 +146,17 @@ def test_the_student_starts_as_half_of_the_teacher_unless_it_is_named() -> None:
         masked(student_layers=1, student_num_hidden_layers=1).check(None)
 
 
+@pytest.mark.parametrize(("kind", "longest"), [("modernbert", 512), ("bert", 16)])
+def test_a_model_with_rotary_positions_can_be_fine_tuned_on_longer_texts(
+    splits: DatasetDict, kind: str, longest: int
+) -> None:
+    task = masked(model_kind=kind)
+    model = task.new_model("teacher", splits, task.new_processor(splits))
+    assert model.config.max_position_embeddings == longest
+    weights = sum(weight.numel() for name, weight in model.named_parameters() if "position" in name)
+    assert weights == (0 if kind == "modernbert" else 16 * 16)
+
+
 def test_what_is_reported_on_is_masked_once_and_training_text_anew(splits: DatasetDict) -> None:
     task = masked()
     tokenizer = task.new_processor(splits)
