@@ -105,9 +105,9 @@ def run_recipe(task_class: type[Task], settings: type, defaults: Defaults, argv:
         use_all_cores()
         with first_on_main(state):
             splits = task.load()
-    sizes = ", ".join(f"{name} {len(rows):,}" for name, rows in splits.items())
     described = task.describe(splits)
-    say(f"{task.counted.capitalize()}: {sizes}{'; ' + described if described else ''}")
+    loaded = task.loaded or task.counted
+    say(f"{sizes_line(loaded, splits)}{'; ' + described if described else ''}")
 
     rehearse(task, splits, args)
     with short_errors():
@@ -115,11 +115,23 @@ def run_recipe(task_class: type[Task], settings: type, defaults: Defaults, argv:
     tuned = tune(tuning, task, splits, args, recipe.seeds[0], say) if tuning.tune else None
     job = prepare_comparison(task, splits, args, say)
     job.tuned = tuned
+    if loaded != task.counted:
+        say(sizes_line(task.counted, job.encoded))
     if recipe.cache_teacher:
         rehearse_student(job, recipe.seeds[0])
         job.cache_teachers(len(recipe.seeds))
     job.run(recipe.seeds, recipe.baseline)
     leave_together()
+
+
+def sizes_line(counted: str, splits: Mapping[str, Any]) -> str:
+    """Return how many there are of something in each split.
+
+    Example:
+        >>> sizes_line("texts", {"train": [""] * 1200, "test": [""]})
+        'Texts: train 1,200, test 1'
+    """
+    return f"{counted.capitalize()}: " + ", ".join(f"{name} {len(rows):,}" for name, rows in splits.items())
 
 
 def _check(task: Task, recipe: RecipeArguments, tuning: TuningArguments, args: Any) -> None:

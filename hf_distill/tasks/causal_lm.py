@@ -91,6 +91,7 @@ class CausalLanguageModelling(Task):
 
     name = "causal_lm"
     auto_class = AutoModelForCausalLM
+    loaded = "texts"
     data_arguments = LanguageDataArguments
     model_arguments = LanguageModelArguments
     metrics = ("perplexity", "cross_entropy", "accuracy")

@@ -86,6 +86,7 @@ class MaskedLanguageModelling(Task):
     model_arguments = MaskedModelArguments
     metrics = ("perplexity", "cross_entropy", "accuracy")
     counted = "blocks"
+    loaded = "texts"
     remove_unused_columns = False
 
     @property

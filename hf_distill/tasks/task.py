@@ -49,6 +49,8 @@ class Task(ABC):
     metrics: ClassVar[tuple[str, ...]]
     #: What is counted in messages and under the table.
     counted: ClassVar[str] = "texts"
+    #: What is loaded and chosen from (--max_train_samples), where that is not what is counted; None: the same.
+    loaded: ClassVar[str | None] = None
     #: The raw columns that a teacher with a processor of its own reads; none where it must read as the student does.
     raw_columns: ClassVar[tuple[str, ...]] = ()
 

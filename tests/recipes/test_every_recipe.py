@@ -65,6 +65,9 @@ def test_small_on_its_built_in_data(tmp_path: Path, name: str) -> None:
         assert results[model]["latency_ms"] > 0
     assert results["difference"] is not None
     assert "student distilled" in done.stdout
+    assert ("\nBlocks: train " in done.stdout) == (name in ("masked_lm", "causal_lm")), (
+        "beside the texts loaded"
+    )
     assert (tmp_path / "out" / "seed_0" / "distilled" / "config.json").is_file()
 
 
