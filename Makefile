@@ -10,7 +10,8 @@ PIP_FLAGS ?=
 # Flags of recipes/distill_bert.py; PYTEST_FLAGS are pytest's.
 DEMO_FLAGS ?=
 QUICK_FLAGS ?= --quick --output_dir runs/demo_quick
-PYTEST_FLAGS ?=
+# A process for each core, of one thread: most tests are of models too small for two.
+PYTEST_FLAGS ?= -n logical --maxprocesses 4 --dist loadfile
 
 # accelerate launch gives each process one OpenMP thread unless this is set: the demo would use one core.
 CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
@@ -50,7 +51,7 @@ demo-quick: $(VENV)/.installed  ## the same path, small and in about a minute: i
 
 test: $(VENV)/.installed-test  ## every test but those marked slow or gpu
 	@echo "==> running the tests (some minutes on 2 cores)"
-	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 test-slow: $(VENV)/.installed-test  ## the tests marked slow
 	@echo "==> running the slow tests"

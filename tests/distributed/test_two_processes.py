@@ -49,7 +49,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_one_batch_has_one_gradient(results: dict[str, Path], case: str) -> None:
     one, two = (torch.load(results[name] / f"{case}.pt", weights_only=False) for name in ("one", "two"))
     assert one["gradient"].abs().max() > 0
-    assert (one["gradient"] - two["gradient"]).abs().max() <= 1e-6 * one["gradient"].abs().max()
+    # Float32's rounding in another order; with one thread a process it was seen to be 1.01e-6.
+    assert (one["gradient"] - two["gradient"]).abs().max() <= 2e-6 * one["gradient"].abs().max()
     assert set(one["logs"]) == set(two["logs"])
     for key in ("loss", *(key for key in one["logs"] if key.startswith("loss/"))):
         assert two["logs"][key] == pytest.approx(one["logs"][key], rel=1e-5)
