@@ -116,8 +116,10 @@ def paragraphs(path: Path) -> list[str]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: can't be read as text in UTF-8: {error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: can't be read as text in UTF-8: {error}. Save it as UTF-8.") from error
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error}") from error
     return [" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if part.strip()]
 
 
@@ -196,8 +198,8 @@ def completions(
     for row, pair in enumerate(pairs, 1):
         if not all(isinstance(text, str) and text.strip() for text in pair):
             raise DataError(
-                f"{source}: row {row}: expected a prompt and a completion, received {repr(pair)[:120]}. Remove "
-                "it, or turn it into text."
+                f"{source}: row {row}: expected text in {prompt_column!r} and {completion_column!r}, received "
+                f"{repr(pair)[:120]}. Remove the row, or turn it into text."
             )
     if not group:
         prompts, ends = zip(*pairs, strict=True)

@@ -170,8 +170,10 @@ def _read(path: Path, tokens_column: str, tags_column: str) -> Dataset:
     try:
         # Not by splitlines(), which also takes U+2028 and the like, that are part of a word, for an end of a line.
         lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: can't be read as text in UTF-8: {error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: can't be read as text in UTF-8: {error}. Save it as UTF-8.") from error
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error}") from error
     sentences = list(_sentences(lines, path, kind in _CONLLU))
     return Dataset.from_dict(
         {

@@ -146,14 +146,15 @@ class Comparison:
 
     def _cached(self, teacher: Any, own: Any) -> TeacherCache:
         processor = own or self.processor
+        encoded = {**self.encoded, "train": self._taught}  # what distilled students are trained on
         # What reads the raw input in its own way is captured from that, as it is asked in training.
         rows = {
-            name: encoded
+            name: split
             if own is None
-            else encoded.select_columns(
-                [column for column in self.task.raw_columns if column in encoded.column_names]
+            else split.select_columns(
+                [column for column in self.task.raw_columns if column in split.column_names]
             )
-            for name, encoded in self.encoded.items()
+            for name, split in encoded.items()
         }
         settings = {"processing_class": processor, "bf16": bool(self.args.bf16)}
         device = self.args.device

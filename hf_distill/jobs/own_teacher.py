@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from datasets import Dataset, DatasetDict
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from hf_distill.cache.manifest import tokenizer_hash, weights_hash
+from hf_distill.jobs.command_line import fail
 from hf_distill.tasks.model_arguments import last_epoch
 from hf_distill.tasks.task import Task
 from hf_distill.whole_checkpoints import last_whole_checkpoint
@@ -209,6 +211,7 @@ class _KeepEpochs(TrainerCallback):
 def _keep(trainer: Trainer, folder: Path) -> None:
     """Save a model beside its folder, and rename when it is whole."""
     state = PartialState()
+    _check_finite(trainer)
     beside = folder.with_name(f"_{folder.name}-unsaved")
     trainer.save_model(str(beside))
     state.wait_for_everyone()
@@ -216,3 +219,21 @@ def _keep(trainer: Trainer, folder: Path) -> None:
         (beside / "training_args.bin").unlink(missing_ok=True)
         os.replace(beside, folder)
     state.wait_for_everyone()
+
+
+def _check_finite(trainer: Trainer) -> None:
+    """Leave where training went wrong, without what it wrote: a run that goes on from there would go wrong too."""
+    assert trainer.model is not None
+    if all(bool(weight.isfinite().all()) for weight in trainer.model.parameters()):
+        return
+    state = PartialState()
+    if state.is_main_process:
+        shutil.rmtree(Path(str(trainer.args.output_dir)).parent, ignore_errors=True)
+        print(file=sys.stderr)  # below the progress bar
+    state.wait_for_everyone()
+    precision = next((name for name in ("bf16", "fp16") if getattr(trainer.args, name)), None)
+    fail(
+        "the teacher's training: expected finite weights, received NaN or infinity in epoch "
+        f"{math.ceil(trainer.state.epoch or 0)}. Lower --teacher_learning_rate ({trainer.args.learning_rate:g})"
+        + (f", or train in float32 (--no_{precision})." if precision else ".")
+    )

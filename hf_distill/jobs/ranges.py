@@ -24,11 +24,17 @@ _COUNTS = (
     "gradient_accumulation_steps",
     "image_size",
     "pretrained_image_size",
+    "student_encoder_layers",
+    "student_decoder_layers",
+    "generation_num_beams",
+    "generation_max_length",
+    "sequence_level_beams",
+    "sampling_rate",
 )
 _POSITIVE = ("teacher_epochs", "teacher_learning_rate", "learning_rate")
 _SHARES = ("teacher_dropout", "teacher_word_dropout")
 # [CLS], a word and [SEP]; the special tokens and a character.
-_LEAST = {"max_seq_length": 3, "vocabulary_size": 6}
+_LEAST = {"max_seq_length": 3, "max_source_length": 3, "max_target_length": 2, "vocabulary_size": 6}
 
 
 def check_ranges(data: DataArguments, models: ModelArguments, args: Any, seeds: Sequence[int]) -> None:

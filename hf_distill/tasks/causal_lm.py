@@ -114,6 +114,11 @@ class CausalLanguageModelling(Task):
                 f"--{given}: expected --prompt_column and --completion_column, received one of them. Give both, or "
                 "--text_column for text without prompts."
             )
+        if prompt is not None and not (self.data.train_file or self.data.dataset_name):
+            raise ValueError(
+                "--prompt_column, --completion_column: expected --train_file or --dataset_name beside them, received "
+                "neither: the built-in text has no prompts."
+            )
         if self.data.block_size < 4:
             raise ValueError(
                 f"--block_size: expected a whole number of at least 4, received {self.data.block_size}."

@@ -133,16 +133,15 @@ def check_models(settings: ModelArguments) -> None:
         raise ValueError(
             "expected --student_num_hidden_layers or --student_model_name_or_path, received both. Drop one."
         )
-    if (
-        layers is not None
-        and settings.teacher_model_name_or_path is None
-        and pretrained is None
-        and layers > settings.teacher_layers
-    ):
-        raise ValueError(
-            f"--student_num_hidden_layers: expected at most the teacher's {settings.teacher_layers} layers, received "
-            f"{layers}. Give fewer, or raise --teacher_layers."
-        )
+    if layers is not None and settings.teacher_model_name_or_path is None and pretrained is None:
+        # An encoder-decoder's halves are cut separately.
+        for flag in ("student_encoder_layers", "student_decoder_layers", "student_num_hidden_layers"):
+            asked = getattr(settings, flag, None) or 0
+            if asked > settings.teacher_layers:
+                raise ValueError(
+                    f"--{flag}: expected at most the teacher's {settings.teacher_layers} layers, received {asked}. "
+                    "Give fewer, or raise --teacher_layers."
+                )
     teachers = [("teacher_model", model) for model in settings.teacher_model_name_or_path or ()]
     for flag, model in (*teachers, ("teacher_pretrained", pretrained), ("student_model", name)):
         if model is not None:

@@ -75,7 +75,7 @@ def test_completions_and_their_references(tmp_path: Path) -> None:
         read_completions({"train": path}, "x", "a")
     for row in ({"q": "a", "a": ""}, {"q": "a", "a": 1}, {"q": "a" * 9000, "a": ["b"]}):
         path.write_text(json.dumps(row))
-        with pytest.raises(DataError, match="row 1: expected a prompt and a completion") as error:
+        with pytest.raises(DataError, match="row 1: expected text in 'q' and 'a', received") as error:
             read_completions({"train": path}, "q", "a")
         assert len(str(error.value)) < 350
 

@@ -25,6 +25,16 @@ def check(tmp_path: Any, seeds: Any = (0,), **flags: Any) -> None:
     check_ranges(*kinds, seeds)
 
 
+def test_how_a_teacher_writes_is_checked() -> None:
+    def check_beams(beams: int | None) -> None:
+        args = SimpleNamespace(num_train_epochs=1.0, max_steps=-1, generation_num_beams=beams)
+        check_ranges(TextDataArguments(), TextModelArguments(), args, [0])
+
+    check_beams(None)
+    with pytest.raises(ValueError, match="--generation_num_beams: expected a whole number of at least 1"):
+        check_beams(0)
+
+
 def test_the_defaults_pass(tmp_path: Any) -> None:
     check(tmp_path)
     check(tmp_path, seeds=[2, 0, 1], max_steps=5, num_train_epochs=0.0)

@@ -129,6 +129,28 @@ def test_a_teacher_is_trained_once_per_task(
     assert not [path for path in first.parent.iterdir() if path.name.startswith("_")]
 
 
+def test_a_teacher_that_became_nan_is_not_kept(
+    splits: DatasetDict, models: TextModelArguments, args: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    made = TextClassification.make_teacher
+
+    def broken(*given: Any) -> Any:
+        model = made(*given)
+        model.classifier.bias.data[0] = torch.nan
+        return model
+
+    monkeypatch.setattr(TextClassification, "make_teacher", broken)
+    with pytest.raises(SystemExit) as ended:
+        kept_teacher(task_of(models), splits, args, lambda line: None)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "expected finite weights, received NaN or infinity in epoch 1" in said
+    assert "Lower --teacher_learning_rate (0.0005)." in said
+    assert not list(Path(args.output_dir).glob("*teacher*")), "nothing from which a second run would go on"
+    monkeypatch.undo()
+    assert kept_teacher(task_of(models), splits, args, lambda line: None).is_dir()
+
+
 def test_an_ensemble_is_trained_seed_by_seed_and_kept(
     splits: DatasetDict, models: TextModelArguments, args: Any
 ) -> None:

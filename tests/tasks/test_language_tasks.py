@@ -67,7 +67,7 @@ def test_texts_of_their_own_are_padded_behind_with_minus_100(splits: DatasetDict
 
 def test_of_a_prompt_nothing_is_learnt() -> None:
     rows = Dataset.from_dict({"q": ["how much is 1+1?", "and " * 40], "a": ["two", "very " * 3 + "much"]})
-    task = causal(prompt_column="q", completion_column="a", block_size=24)
+    task = causal(prompt_column="q", completion_column="a", block_size=24, train_file="here")
     task.check(None)
     splits = DatasetDict(train=completions(rows, "here", "q", "a"))
     tokenizer = task.new_processor(splits)
@@ -81,6 +81,11 @@ def test_of_a_prompt_nothing_is_learnt() -> None:
     assert tokenizer.decode(encoded[0]["input_ids"]) == "how much is 1+1?\ntwo<|endoftext|>"
     with pytest.raises(ValueError, match="expected --prompt_column and --completion_column, received one"):
         causal(prompt_column="q").check(None)
+
+
+def test_prompts_need_data_of_the_users() -> None:
+    with pytest.raises(ValueError, match="--prompt_column, --completion_column: expected --train_file or"):
+        causal(prompt_column="q", completion_column="a").check(None)
 
 
 def test_the_same_text_gives_the_same_tokenizer() -> None:

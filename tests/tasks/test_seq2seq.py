@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict
 from hf_distill import DistillationSeq2SeqTrainingArguments
 from hf_distill.jobs.comparison import prepare_comparison
 from hf_distill.jobs.rehearsal import rehearse
+from hf_distill.tasks.model_arguments import check_models
 from hf_distill.tasks.seq2seq import PairDataArguments, PairModelArguments, SequenceToSequence
 
 pytestmark = pytest.mark.filterwarnings(
@@ -94,6 +95,9 @@ def test_halves_are_cut_apart(splits: DatasetDict, kind: str, names: tuple[str, 
     assert task_of({"student_num_hidden_layers": 1}).models.student_decoder_layers == 1
     with pytest.raises(ValueError, match="expected --student_encoder_layers and --student_decoder_layers"):
         task_of({"student_encoder_layers": 2}).check(arguments(Path("out")))
+    deep = task_of({"student_encoder_layers": 1, "student_decoder_layers": 3})
+    with pytest.raises(ValueError, match="--student_decoder_layers: expected at most the teacher's 2 layers"):
+        check_models(deep.models)
 
 
 def test_what_the_teacher_writes_teaches_the_distilled_student(tmp_path: Path, splits: DatasetDict) -> None:
@@ -117,6 +121,21 @@ def test_what_the_teacher_writes_teaches_the_distilled_student(tmp_path: Path, s
         for line in said
         if "answers" in line
     ][-2:] == [(True, False), (False, True)]
+
+
+def test_answers_are_kept_to_what_the_teacher_wrote(tmp_path: Path, splits: DatasetDict) -> None:
+    """They were kept to the data's own texts, of which the distilled student then read none."""
+    task = task_of(sequence_level=True, sequence_level_beams=2)
+    job = prepare_comparison(task, splits, arguments(tmp_path), lambda line: None)
+    job.cache_teachers(1)
+    assert job.caches is not None
+    losses = []
+    for _ in range(2):
+        trainer = job._trainer(0, "distilled", publish=False)
+        batch = task.collator(job.processor)([trainer.train_dataset[row] for row in range(4)])
+        losses.append(trainer.compute_loss(trainer.model.eval(), batch).item())
+        job.caches = None  # the teacher itself
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_several_references_of_one_text(splits: DatasetDict) -> None:
