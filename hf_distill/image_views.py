@@ -91,7 +91,7 @@ class ImageViews:
         return batch
 
     def _augmented(self, feature: Mapping[str, Any]) -> Image.Image:
-        image: Image.Image = feature["image"].convert("RGB")
+        image = in_colours(feature["image"])
         if self.augmentation == "none" or feature.get(ROW) is None:
             return image
         draw = numpy.random.default_rng([self.seed, self.epoch, int(feature[ROW])])
@@ -120,6 +120,27 @@ class ImageViews:
             mixed[name] = image.clone()
             mixed[name][..., box[0], box[1]] = image[order][..., box[0], box[1]]
         return mixed
+
+
+def in_colours(image: Image.Image) -> Image.Image:
+    """Return an image in red, green and blue: what is transparent is white, and 16 bits of grey are 8.
+
+    Example:
+        >>> in_colours(Image.new("RGBA", (1, 1), (0, 0, 0, 0))).getpixel((0, 0))
+        (255, 255, 255)
+        >>> in_colours(Image.new("I;16", (1, 1), 257 * 100)).getpixel((0, 0))
+        (100, 100, 100)
+    """
+    if image.mode.startswith("I"):
+        values = numpy.asarray(image).astype(numpy.int64)
+        if values.max() > 255:  # convert() would clip them
+            values = values // 257
+        return Image.fromarray(values.clip(0, 255).astype(numpy.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        whole = image.convert("RGBA")
+        white = Image.new("RGBA", whole.size, "white")
+        return Image.alpha_composite(white, whole).convert("RGB")
+    return image.convert("RGB")
 
 
 def pixels(processor: Any, images: Sequence[Image.Image]) -> torch.Tensor:

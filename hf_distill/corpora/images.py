@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 from hf_distill.corpora.files import DataError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
 
 def digit_images(size: int = 32) -> DatasetDict:
@@ -116,6 +116,8 @@ def _parts(path: Path) -> dict[str, Path]:
         "validation": "validation",
         "val": "validation",
         "valid": "validation",
+        "dev": "validation",
+        "eval": "validation",
         "test": "test",
     }
     return {split: path / name for name, split in names.items() if (path / name).is_dir()}

@@ -17,6 +17,8 @@ SUFFIXES = (".txt", ".md")
 SHARES = {"train": 0.80, "validation": 0.05, "test": 0.15}
 # Of prompts with several completions, where no validation file is given.
 HELD_OUT = 0.1
+# Characters of the longest tokens that there are of any number.
+_LONGEST_TOKENS = 20
 
 
 def read_plain_text(places: Mapping[str, str | os.PathLike[str]], text_column: str = "text") -> DatasetDict:
@@ -90,7 +92,8 @@ def _divided(path: Path) -> DatasetDict:
 def _texts(texts: Sequence[str], path: Path) -> Dataset:
     if not texts:
         raise DataError(
-            f"{path}: expected some paragraphs of text for each split, found too few. Give a longer text."
+            f"{path}: expected some paragraphs of text for each split, found too few. Put blank lines between "
+            "paragraphs, or give a longer text."
         )
     return Dataset.from_dict({"text": list(texts)})
 
@@ -123,8 +126,28 @@ def paragraphs(path: Path) -> list[str]:
     return [" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if part.strip()]
 
 
+def enough_for(rows: Dataset, tokens: int) -> Dataset:
+    """Return the first rows that have some blocks of a number of tokens by any tokenizer, or all there are.
+
+    Example:
+        >>> rows = Dataset.from_dict({"text": ["a short text"] * 100})
+        >>> len(enough_for(rows, 4)), len(enough_for(rows, 4000))
+        (8, 100)
+    """
+    count, characters = 0, 0
+    for text in rows["text"]:
+        if count >= 8 and characters >= _LONGEST_TOKENS * tokens:
+            break
+        count, characters = count + 1, characters + len(text)
+    return rows.select(range(count))
+
+
 def read_completions(
-    files: Mapping[str, str | os.PathLike[str]], prompt_column: str, completion_column: str
+    files: Mapping[str, str | os.PathLike[str]],
+    prompt_column: str,
+    completion_column: str,
+    group: bool = True,
+    flags: tuple[str, str] = ("prompt_column", "completion_column"),
 ) -> DatasetDict:
     """Read prompts and what completes them: CSV, JSON lines or Parquet.
 
@@ -135,6 +158,8 @@ def read_completions(
     Args:
         files: split name -> path; `train` is needed.
         prompt_column, completion_column: their columns.
+        group: whether such rows are made one.
+        flags: what names the columns, for errors.
 
     Returns:
         The splits with the columns `prompt`, `completion` (the first), and in other splits than `train` `references`.
@@ -153,14 +178,18 @@ def read_completions(
     splits = {}
     for split, place in files.items():
         table = read_table(Path(place), [prompt_column, completion_column], "")
-        splits[split] = completions(table, str(place), prompt_column, completion_column, split != "train")
+        together = group and split != "train"
+        splits[split] = completions(table, str(place), prompt_column, completion_column, together, flags)
     if "validation" not in splits:
-        splits |= _held_out(splits["train"], str(files["train"]))
+        splits |= _held_out(splits["train"], str(files["train"]), group)
     return DatasetDict(splits)
 
 
-def _held_out(train: Dataset, source: str) -> dict[str, Dataset]:
-    """Divide training pairs by whole prompts where prompts are repeated; rows drawn one by one would share them."""
+def _held_out(train: Dataset, source: str, group: bool) -> dict[str, Dataset]:
+    """Divide training pairs by whole prompts where prompts are repeated; rows drawn one by one would share them.
+
+    Where few prompts have most of the rows, like instructions that are the same for all, that would leave out too much.
+    """
     prompts = train["prompt"][:]
     distinct = sorted(set(prompts))
     if not 1 < len(distinct) < len(prompts):
@@ -168,12 +197,19 @@ def _held_out(train: Dataset, source: str) -> dict[str, Dataset]:
     count = max(round(HELD_OUT * len(distinct)), 1)
     chosen = {distinct[place] for place in numpy.random.default_rng(0).permutation(len(distinct))[:count]}
     held = train.select([row for row, prompt in enumerate(prompts) if prompt in chosen])
+    if len(held) > max(2 * HELD_OUT * len(train), 2):
+        return {}
     kept = train.select([row for row, prompt in enumerate(prompts) if prompt not in chosen])
-    return {"train": kept, "validation": completions(held, source, "prompt", "completion", group=True)}
+    return {"train": kept, "validation": completions(held, source, "prompt", "completion", group)}
 
 
 def completions(
-    table: Dataset, source: str, prompt_column: str, completion_column: str, group: bool = False
+    table: Dataset,
+    source: str,
+    prompt_column: str,
+    completion_column: str,
+    group: bool = False,
+    flags: tuple[str, str] = ("prompt_column", "completion_column"),
 ) -> Dataset:
     """Bring rows of any origin to the columns `prompt` and `completion`, and `references` where grouped.
 
@@ -182,11 +218,12 @@ def completions(
         source: what to call it in an error.
         prompt_column, completion_column: their columns.
         group: make one example of rows with the same prompt that follow each other.
+        flags: what names the columns, for errors.
 
     Raises:
         DataError: a missing column, no rows, or a row without text.
     """
-    for flag, column in (("prompt_column", prompt_column), ("completion_column", completion_column)):
+    for flag, column in zip(flags, (prompt_column, completion_column), strict=True):
         if column not in table.column_names:
             raise DataError(
                 f"{source}: expected a column {column!r}; it has {', '.join(map(repr, table.column_names))}. Name the "

@@ -18,6 +18,7 @@ from hf_distill.corpora.files import DataError, labelled_media
 
 RATE, SECONDS = 8000, 0.5
 SOUNDS = {"train": 1600, "validation": 300, "test": 800}
+_SHORTEST = 0.025  # seconds
 SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au")
 # libsndfile's note on a header that promises more than there is.
 _SHORTER = re.compile(r"data +: \d+ \(should be \d+\)")
@@ -229,6 +230,11 @@ def read_sound(source: Path | bytes, rate: int, called: str) -> Waveform:
     if _SHORTER.search(notes):
         raise DataError(
             f"{called}: expected as much sound as it says it has, received less. It was cut off: mend or remove it."
+        )
+    if len(samples) < _SHORTEST * own:
+        raise DataError(
+            f"{called}: expected a sound of at least {1000 * _SHORTEST:.0f} ms, the window of a spectrogram, received "
+            f"{1000 * len(samples) / own:.1f} ms. Remove it."
         )
     if own != rate:
         shared = int(numpy.gcd(own, rate))

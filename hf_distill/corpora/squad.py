@@ -141,11 +141,12 @@ def _read(path: Path) -> Dataset:
         try:
             held = json.loads(path.read_text(encoding="utf-8-sig"))
             if isinstance(held, dict) and "data" in held:
-                rows = list(_of_articles(held["data"]))
+                rows = list(_of_articles(held["data"], path))
                 return Dataset.from_list(rows, features=SQUAD) if rows else _nothing()
         except (OSError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise DataError(
-                f"{path}: expected SQuAD's JSON (data, paragraphs, qas), which can't be read: {error!r}."
+                f"{path}: expected SQuAD's JSON, articles in data with paragraphs of context and qas, which can't be "
+                f"read: {error!r}. Bring it to that form, or give JSON lines with {', '.join(_COLUMNS)}."
             ) from error
         except json.JSONDecodeError:
             pass  # JSON lines, whose ending some give
@@ -156,10 +157,18 @@ def _nothing() -> Dataset:
     return Dataset.from_dict({name: [] for name in SQUAD})
 
 
-def _of_articles(articles: Any) -> Iterator[dict[str, Any]]:
+def _of_articles(articles: Any, path: Path) -> Iterator[dict[str, Any]]:
+    number = 0
     for article in articles:
         for paragraph in article["paragraphs"]:
             for asked in paragraph["qas"]:
+                number += 1
+                missing = [name for name in ("id", "question", "answers") if name not in asked]
+                if missing:
+                    raise DataError(
+                        f"{path}: question {number}: expected id, question and answers, received none of "
+                        f"{', '.join(missing)}. Add them."
+                    )
                 answers = asked["answers"]
                 yield {
                     "id": str(asked["id"]), "title": str(article.get("title", "")), "context": paragraph["context"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -185,7 +186,11 @@ def _read(path: Path, tokens_column: str, tags_column: str) -> Dataset:
 
 def _sentences(lines: list[str], path: Path, universal: bool) -> Iterator[list[tuple[str, str]]]:
     sentence: list[tuple[str, str]] = []
+    columns = Counter(len(_fields(line)) for line in lines if line.strip() and not line.startswith("#"))
+    usual = columns.most_common(1)[0][0] if columns else 0
     for number, line in enumerate(lines, 1):
+        if not sentence and not universal and _is_comment(line, usual):
+            continue
         if not line.strip() or line.startswith("-DOCSTART-"):
             if sentence:
                 yield sentence
@@ -193,7 +198,7 @@ def _sentences(lines: list[str], path: Path, universal: bool) -> Iterator[list[t
         elif universal:
             sentence += _of_universal(line, path, number)
         else:
-            fields = line.split("\t") if "\t" in line else line.split()
+            fields = _fields(line)
             if len(fields) < 2 or not fields[0].strip() or not fields[-1].strip():
                 raise DataError(
                     f"{path}, line {number}: expected a word and its tag, received {line!r}. Separate them by a tab, "
@@ -202,6 +207,16 @@ def _sentences(lines: list[str], path: Path, universal: bool) -> Iterator[list[t
             sentence.append((fields[0].strip(), fields[-1].strip()))
     if sentence:
         yield sentence
+
+
+def _fields(line: str) -> list[str]:
+    return line.split("\t") if "\t" in line else line.split()
+
+
+def _is_comment(line: str, usual: int) -> bool:
+    """Whether a line above a sentence says something of it: ``# id 3``, unlike the word # with its tag."""
+    fields = _fields(line)
+    return line.startswith("# ") and (len(fields) != usual or " " in fields[0].strip())
 
 
 def _of_universal(line: str, path: Path, number: int) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from hf_distill.evaluation.measures import Measure, compute_metrics
 from hf_distill.jobs.caching import uncached_because
 from hf_distill.jobs.command_line import resuming, short_errors
 from hf_distill.jobs.comparison_report import ComparisonReport, shown
-from hf_distill.jobs.own_teacher import kept_teachers
+from hf_distill.jobs.own_teacher import content_hash, kept_teachers
 from hf_distill.loss_plan import resolve_loss
 from hf_distill.schedules import highest
 from hf_distill.tasks.task import Task, processors_of
@@ -41,7 +42,7 @@ def prepare_comparison(task: Task, splits: DatasetDict, args: Any, say: Callable
     with short_errors():
         teachers = [load_trained_model(one, task.auto_class, **options) for one in folders]
         processor, own = processors_of(task, folders, revision)
-    return Comparison(task, splits, teachers, folders, processor, own, args, say)
+        return Comparison(task, splits, teachers, folders, processor, own, args, say)
 
 
 def _check_same_loss(checkpoint: str | None, trainer: DistillationTrainer) -> None:
@@ -221,6 +222,26 @@ class Comparison:
         self.task.prepare(trainer)
         return trainer
 
+    @cached_property
+    def _data(self) -> str:
+        """What tells one training set, as this task reads it, from another."""
+        told = json.dumps([self.task.encoding, self.task.label_names(self.splits)], default=str)
+        return hashlib.sha256(told.encode() + content_hash(self.splits["train"])).hexdigest()
+
+    @staticmethod
+    def _data_file(folder: Path) -> Path:
+        """Return where it is kept: beside the student's folder, which is handed on as it is."""
+        return folder.with_name(f"_{folder.name}-data")
+
+    def _check_same_data(self, checkpoint: str | None, folder: Path) -> None:
+        """Raise where a checkpoint was trained on other data, with which the table would have nothing to do."""
+        file = self._data_file(folder)
+        if checkpoint and file.is_file() and file.read_text(encoding="utf-8") != self._data:
+            raise ValueError(
+                f"--resume_from_checkpoint: expected {checkpoint} to be trained on these examples, lengths and labels, "
+                "received one trained on others. Leave the flag out to train anew, or give another --output_dir."
+            )
+
     def _train(self, trainer: DistillationTrainer, seed: int, kind: str) -> PredictionOutput:
         """Train a student, save it, and return what it predicts for the texts reported on and how good that is."""
         args = trainer.args
@@ -228,9 +249,12 @@ class Comparison:
         resume = last_whole_checkpoint(str(args.output_dir)) if resuming(args) else None
         with short_errors():
             _check_same_loss(resume, trainer)
+            self._check_same_data(resume, Path(str(args.output_dir)))
         if resume is None and trainer.is_world_process_zero():
             for stale in Path(str(args.output_dir)).glob("*checkpoint-*"):
                 shutil.rmtree(stale)  # of an earlier run, perhaps with other settings
+        if trainer.is_world_process_zero():
+            self._data_file(Path(str(args.output_dir))).write_text(self._data, encoding="utf-8")
         if resume:
             self.say(f"Student {kind}, seed {seed}: going on from {resume}")
         trainer.train(resume_from_checkpoint=resume)

@@ -21,7 +21,7 @@ from datasets import Dataset, DatasetDict
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from hf_distill.cache.manifest import tokenizer_hash, weights_hash
-from hf_distill.jobs.command_line import fail
+from hf_distill.jobs.command_line import fail, short_errors
 from hf_distill.tasks.model_arguments import last_epoch
 from hf_distill.tasks.task import Task
 from hf_distill.whole_checkpoints import last_whole_checkpoint
@@ -107,11 +107,19 @@ def content_hash(rows: Dataset) -> bytes:
     for name in rows.column_names:
         digest.update(name.encode())
         for table in rows.select_columns(name).with_format("arrow").iter(1000):
-            # Images and other files are bytes there.
-            digest.update(
-                json.dumps(table.column(name).to_pylist(), default=lambda data: data.hex()).encode()
-            )
+            # Images and other files are bytes there, or names of files.
+            values = [_with_bytes(value) for value in table.column(name).to_pylist()]
+            digest.update(json.dumps(values, default=lambda data: data.hex()).encode())
     return digest.digest()
+
+
+def _with_bytes(value: Any) -> Any:
+    """Return an image or a sound with what is in its file: the name says nothing of it."""
+    if isinstance(value, dict) and value.keys() == {"bytes", "path"} and value["bytes"] is None:
+        path = Path(str(value["path"]))
+        if path.is_file():
+            return {**value, "bytes": hashlib.sha256(path.read_bytes()).digest()}
+    return value
 
 
 def kept_teachers(
@@ -145,7 +153,7 @@ def _train_teacher(
     state = PartialState()
     end = folders[max(folders)]
     unfinished = end.with_name(f"_{end.name}-unfinished")
-    with first_on_main(state):
+    with first_on_main(state), short_errors():
         kept = unfinished / "processor"
         if not kept.is_dir():
             beside = unfinished / "_processor"

@@ -32,6 +32,14 @@ _COUNTS = (
     "sampling_rate",
 )
 _POSITIVE = ("teacher_epochs", "teacher_learning_rate", "learning_rate")
+_NOT_BELOW_0 = ("weight_decay", "max_grad_norm", "dataloader_num_workers")
+# All examples are measured, one by one, and each model's answers are at hand in the end.
+_NEEDED = {
+    "prediction_loss_only": False,
+    "eval_do_concat_batches": True,
+    "dataloader_drop_last": False,
+    "predict_with_generate": True,
+}
 _SHARES = ("teacher_dropout", "teacher_word_dropout")
 # [CLS], a word and [SEP]; the special tokens and a character.
 _LEAST = {"max_seq_length": 3, "max_source_length": 3, "max_target_length": 2, "vocabulary_size": 6}
@@ -66,15 +74,24 @@ def check_ranges(data: DataArguments, models: ModelArguments, args: Any, seeds: 
         value = given.get(name)
         if value is not None and not (math.isfinite(value) and value > 0):
             raise ValueError(f"--{name}: expected a number above 0, received {value}.")
+    for name in _NOT_BELOW_0:
+        if given.get(name) is not None and not given[name] >= 0:
+            raise ValueError(f"--{name}: expected a number of at least 0, received {given[name]}.")
+    for name, needed in _NEEDED.items():
+        if given.get(name, needed) is not needed:
+            raise ValueError(
+                f"--{name}: expected {str(needed).lower()}, since every example is reported on, received "
+                f"{str(given[name]).lower()}. Leave it out."
+            )
     for name in (share for share in _SHARES if share in given):
         if not 0 <= given[name] < 1:
             raise ValueError(
                 f"--{name}: expected a number of at least 0 and below 1, received {given[name]}."
             )
-    whole = all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds)
+    whole = all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**32 for seed in seeds)
     if not seeds or not whole or len(set(seeds)) < len(seeds):
         raise ValueError(
-            f"--seeds: expected different whole numbers of at least 0, like 0 1 2, received {list(seeds)}."
+            f"--seeds: expected different whole numbers from 0 to 4294967295, like 0 1 2, received {list(seeds)}."
         )
 
 

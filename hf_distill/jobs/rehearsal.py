@@ -27,7 +27,7 @@ def rehearse(task: Task, splits: DatasetDict, args: Any) -> None:
     models = task.models
     if models.teacher_model_name_or_path is not None:
         return  # the real thing comes as soon
-    few = DatasetDict({name: rows.select(range(min(len(rows), 8))) for name, rows in splits.items()})
+    few = DatasetDict({name: task.few(rows) for name, rows in splits.items()})
     # Trainer makes its folder, which is no student's here.
     with short_errors(), _silence(), tempfile.TemporaryDirectory() as folder:
         args = copy.copy(args)

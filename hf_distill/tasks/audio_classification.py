@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -188,6 +189,11 @@ class AudioClassification(Task):
         """Return an audio spectrogram transformer."""
         layers, width, dropout = sizes_of(self.models, role)
         names = self.label_names(splits)
+        if not hasattr(processor, "num_mel_bins"):
+            raise ValueError(
+                "student: expected a teacher that reads spectrograms, as a student made here does, received one with a "
+                f"{type(processor).__name__}. Cut a student out of it (--student_num_hidden_layers), or name one."
+            )
         labels: dict[str, Any] = {"id2label": dict(enumerate(names))}
         labels["label2id"] = {name: number for number, name in enumerate(names)}
         return ASTForAudioClassification(
@@ -202,7 +208,7 @@ class AudioClassification(Task):
     def check(self, args: Any) -> None:
         """Raise for widths and lengths that can't be."""
         check_widths(self.models)
-        if not self.data.max_seconds >= _PATCH / 100:
+        if not math.inf > self.data.max_seconds >= _PATCH / 100:
             raise ValueError(
                 f"--max_seconds: expected a number of at least {_PATCH / 100}, received {self.data.max_seconds}."
             )

@@ -11,7 +11,7 @@ END, PADDING = "<|endoftext|>", "<|pad|>"
 
 
 def train_byte_pairs(
-    texts: Iterable[str], vocabulary_size: int, ends: bool = False
+    texts: Iterable[str], vocabulary_size: int, ends: bool = False, longest: int | None = None
 ) -> PreTrainedTokenizerFast:
     """Train a byte-level tokenizer that reads any text, with an end of text and a padding token.
 
@@ -19,6 +19,7 @@ def train_byte_pairs(
         texts: to learn pairs from.
         vocabulary_size: most tokens; the 256 bytes and two special ones are always there.
         ends: put the end of text behind each text, as encoder-decoders want it.
+        longest: tokens that the models can read, for whoever truncates; no limit if None.
 
     Source: Radford et al. 2019, GPT-2 (byte-level byte pair encoding); Sennrich et al. 2016, arXiv 1508.07909.
 
@@ -44,5 +45,5 @@ def train_byte_pairs(
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=END, bos_token=END, pad_token=PADDING,
-        model_input_names=["input_ids", "attention_mask"], clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"], model_max_length=longest, clean_up_tokenization_spaces=False,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -20,7 +21,7 @@ from transformers import (
 
 from hf_distill.corpora.docstrings import docstring_corpus
 from hf_distill.corpora.files import DataError
-from hf_distill.corpora.plain_text import completions, read_completions, read_plain_text
+from hf_distill.corpora.plain_text import completions, enough_for, read_completions, read_plain_text
 from hf_distill.evaluation.language_modelling import PerplexityMeasure
 from hf_distill.evaluation.measures import Measure
 from hf_distill.items import IGNORED
@@ -49,7 +50,8 @@ class LanguageDataArguments(DataArguments):
     )
     text_column: str = field(default="text", metadata={"help": "The column of tables with the text"})
     prompt_column: str | None = field(
-        default=None, metadata={"help": "The column with a prompt, of which nothing is learnt"}
+        default=None,
+        metadata={"help": "The column with a prompt, of which nothing is learnt; a line break follows it"},
     )
     completion_column: str | None = field(
         default=None, metadata={"help": "The column with what follows the prompt, which is learnt"}
@@ -130,7 +132,9 @@ class CausalLanguageModelling(Task):
         data = self.data
         check_sources(data)
         if data.train_file and data.prompt_column:
-            splits = read_completions(given_files(data), data.prompt_column, data.completion_column)
+            splits = read_completions(
+                given_files(data), data.prompt_column, data.completion_column, group=False
+            )
         elif data.train_file:
             splits = read_plain_text(given_files(data), data.text_column)
         elif data.dataset_name:
@@ -169,14 +173,26 @@ class CausalLanguageModelling(Task):
         """Blocks or texts, and how long."""
         return {"block_size": self.data.block_size, "packs": self._packs}
 
+    def few(self, rows: Dataset) -> Dataset:
+        """Return enough text for some blocks, where it is cut into blocks."""
+        return enough_for(rows, self.data.block_size) if self._packs else super().few(rows)
+
     def encode(
         self, rows: Dataset, processor: Any, keep_raw: bool = False, training: bool = False
     ) -> Dataset:
         """Tokenize; completions are labels and their prompts are not."""
         size, end = self.data.block_size, [processor.eos_token_id]
+        if processor.eos_token_id is None:
+            raise ValueError(
+                "tokenizer: expected one with an end of text, which is put behind each text, received one without "
+                "(eos_token). Set it, and save the tokenizer beside its model again."
+            )
 
         def tokens(texts: Sequence[str]) -> list[list[int]]:
-            found: list[list[int]] = processor(list(texts), add_special_tokens=False)["input_ids"]
+            # Not cut, and its length no matter: blocks are made of it.
+            found: list[list[int]] = processor(list(texts), add_special_tokens=False, verbose=False)[
+                "input_ids"
+            ]
             return found
 
         def completed(batch: dict[str, list[Any]]) -> dict[str, Any]:
@@ -200,7 +216,8 @@ class CausalLanguageModelling(Task):
         encoded = rows.map(make, batched=True, remove_columns=rows.column_names, desc="Tokenizing", **whole)
         if len(encoded) == 0:
             raise ValueError(
-                f"--block_size: expected text of at least {size} tokens, received less. Give a smaller one."
+                f"--block_size: expected text of at least {size} tokens in each split, received less in one of "
+                f"{sum(map(len, rows['text'])):,} characters. Give a smaller one, or more text."
             )
         return encoded
 
@@ -208,7 +225,9 @@ class CausalLanguageModelling(Task):
         self, processor: Any, teacher_processors: Sequence[Any] = (), labelled: bool = True
     ) -> Callable[[list[Any]], Any]:
         """Pad behind the text, the labels with -100."""
-        processor.padding_side = "right"
+        if processor.padding_side != "right":
+            processor = copy.deepcopy(processor)  # what is saved with the student writes as it did
+            processor.padding_side = "right"
         return DataCollatorForTokenClassification(processor)
 
     def new_processor(self, splits: DatasetDict) -> Any:
@@ -216,8 +235,14 @@ class CausalLanguageModelling(Task):
         train = splits["train"]
         columns = [name for name in ("text", "prompt", "completion") if name in train.column_names]
         return train_byte_pairs(
-            (text for name in columns for text in train[name]), self.models.vocabulary_size
+            (text for name in columns for text in train[name]),
+            self.models.vocabulary_size,
+            longest=self._longest,
         )
+
+    @property
+    def _longest(self) -> int:
+        return max(2 * self.data.block_size, 32)  # what is written goes on from a whole block
 
     def new_model(self, role: Role, splits: DatasetDict, processor: Any) -> Any:
         """Return a Llama or a GPT-2."""
@@ -226,18 +251,17 @@ class CausalLanguageModelling(Task):
             "bos_token_id": processor.bos_token_id, "eos_token_id": processor.eos_token_id,
             "pad_token_id": processor.pad_token_id,
         }  # fmt: skip
-        longest = max(2 * self.data.block_size, 32)
         if self.models.model_kind == "gpt2":
             return GPT2LMHeadModel(
                 GPT2Config(
-                    vocab_size=len(processor), n_positions=longest, n_embd=width, n_layer=layers,
+                    vocab_size=len(processor), n_positions=self._longest, n_embd=width, n_layer=layers,
                     n_head=attention_heads(width), initializer_range=initializer_range(width),
                     resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout, **ends,
                 )
             )  # fmt: skip
         return LlamaForCausalLM(
             LlamaConfig(
-                vocab_size=len(processor), max_position_embeddings=longest, hidden_size=width,
+                vocab_size=len(processor), max_position_embeddings=self._longest, hidden_size=width,
                 num_hidden_layers=layers, num_attention_heads=attention_heads(width), intermediate_size=3 * width,
                 initializer_range=initializer_range(width), tie_word_embeddings=True, **ends,
             )

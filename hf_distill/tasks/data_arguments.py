@@ -99,6 +99,11 @@ def complete(splits: DatasetDict, data: DataArguments, **limits: int | None) -> 
         limits: most examples of other splits, by name.
     """
     if "validation" not in splits:
+        if len(splits["train"]) < 2:
+            raise DataError(
+                "--train_file: expected at least two examples, one to train on and one to hold out, received "
+                f"{len(splits['train'])}. Add examples, or give --validation_file."
+            )
         parts = splits["train"].train_test_split(0.1, seed=0)
         splits["train"], splits["validation"] = parts["train"], parts["test"]
     splits.setdefault("test", splits["validation"])

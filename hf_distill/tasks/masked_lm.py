@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 
 from hf_distill.corpora.docstrings import docstring_corpus
 from hf_distill.corpora.files import DataError
-from hf_distill.corpora.plain_text import read_plain_text
+from hf_distill.corpora.plain_text import enough_for, read_plain_text
 from hf_distill.evaluation.language_modelling import PerplexityMeasure
 from hf_distill.evaluation.measures import Measure
 from hf_distill.masking import ROW, RowKeyedMasking, TellEpoch
@@ -147,6 +147,10 @@ class MaskedLanguageModelling(Task):
         """How long blocks are, and how much of them is masked."""
         return {"block_size": self.data.block_size, "masked_share": self.data.masked_share}
 
+    def few(self, rows: Dataset) -> Dataset:
+        """Return enough text for some blocks."""
+        return enough_for(rows, self.data.block_size)
+
     def encode(
         self, rows: Dataset, processor: Any, keep_raw: bool = False, training: bool = False
     ) -> Dataset:
@@ -155,7 +159,7 @@ class MaskedLanguageModelling(Task):
         inner = self.data.block_size - len(before) - len(behind)
 
         def blocks(batch: dict[str, list[Any]]) -> dict[str, Any]:
-            found = processor(list(batch["text"]), add_special_tokens=False)["input_ids"]
+            found = processor(list(batch["text"]), add_special_tokens=False, verbose=False)["input_ids"]
             stream = list(chain.from_iterable(found))
             starts = range(0, len(stream) - inner + 1, inner)
             whole = [before + stream[at : at + inner] + behind for at in starts]
@@ -166,7 +170,8 @@ class MaskedLanguageModelling(Task):
         )
         if len(encoded) == 0:
             raise ValueError(
-                f"--block_size: expected text of at least {inner} tokens, received less. Give a smaller one."
+                f"--block_size: expected text of at least {inner} tokens in each split, received less in one of "
+                f"{sum(map(len, rows['text'])):,} characters. Give a smaller one, or more text."
             )
         if training:
             return encoded.add_column(ROW, list(range(len(encoded))))
@@ -199,15 +204,19 @@ class MaskedLanguageModelling(Task):
         """Train a tokenizer on the training text."""
         models = self.models
         texts = splits["train"]["text"][:]
-        return train_tokenizer(texts, models.vocabulary_size, token_types=models.model_kind != MODERN)
+        modern = models.model_kind == MODERN
+        return train_tokenizer(texts, models.vocabulary_size, token_types=not modern, longest=self._longest)
+
+    @property
+    def _longest(self) -> int:
+        # Rotary positions have no weights: longer texts than the blocks may come after pre-training.
+        size = self.data.block_size
+        return max(size, _ROOM) if self.models.model_kind == MODERN else size
 
     def new_model(self, role: Role, splits: DatasetDict, processor: Any) -> Any:
         """Return a ModernBERT or a BERT that fills masks."""
         layers, width, dropout = sizes_of(self.models, role)
-        size = self.data.block_size
-        if self.models.model_kind == MODERN:  # rotary positions have no weights: longer texts may come later
-            size = max(size, _ROOM)
-        config = encoder_config(self.models.model_kind, layers, width, processor, size, dropout)
+        config = encoder_config(self.models.model_kind, layers, width, processor, self._longest, dropout)
         return self.auto_class.from_config(config)
 
     def measure(self, rows: Dataset, encoded: Dataset, processor: Any) -> Measure:

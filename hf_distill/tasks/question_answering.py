@@ -84,6 +84,11 @@ class QuestionAnswering(Task):
             "lowercase": data.lowercase,
         }
 
+    def few(self, rows: Dataset) -> Dataset:
+        """Return some questions, and the longest, which is the first to have no room."""
+        longest = max(range(len(rows)), key=lambda row: len(rows[row]["question"]))
+        return rows.select(sorted({*range(min(len(rows), 8)), longest}))
+
     def encode(
         self, rows: Dataset, processor: Any, keep_raw: bool = False, training: bool = False
     ) -> Dataset:
@@ -100,6 +105,7 @@ class QuestionAnswering(Task):
 
     def _windows(self, batch: Any, processor: Any) -> tuple[Any, list[TextFeature]]:
         """Return windows as models read them, and where their tokens are in the context."""
+        self._check_questions(batch["question"], processor)
         windows = processor(
             list(batch["question"]),
             list(batch["context"]),
@@ -117,6 +123,23 @@ class QuestionAnswering(Task):
             features.append(TextFeature(example, kept))
         return windows, features
 
+    def _check_questions(self, questions: Sequence[str], processor: Any) -> None:
+        """Raise for a question that leaves no room for the text: all of it is in each window."""
+        room = (
+            self.data.max_seq_length
+            - processor.num_special_tokens_to_add(pair=True)
+            - self.data.doc_stride
+            - 1
+        )
+        lengths = [len(ids) for ids in processor(list(questions), add_special_tokens=False)["input_ids"]]
+        longest = max(range(len(lengths)), key=lengths.__getitem__)
+        if lengths[longest] > room:
+            raise ValueError(
+                f"--max_seq_length: expected windows with room for a question and more of the text than --doc_stride "
+                f"({self.data.doc_stride}), received {self.data.max_seq_length} and a question of {lengths[longest]} "
+                f"tokens ({questions[longest][:60]!r}). Raise it, lower --doc_stride, or remove the question."
+            )
+
     def collator(
         self, processor: Any, teacher_processors: Sequence[Any] = (), labelled: bool = True
     ) -> Callable[[list[Any]], Any]:
@@ -133,7 +156,11 @@ class QuestionAnswering(Task):
         texts = [text for name in ("question", "context") for text in train[name]]
         models = self.models
         return train_tokenizer(
-            texts, models.vocabulary_size, self.data.lowercase, token_types=models.model_kind != MODERN
+            texts,
+            models.vocabulary_size,
+            self.data.lowercase,
+            token_types=models.model_kind != MODERN,
+            longest=self.data.max_seq_length,
         )
 
     def new_model(self, role: Role, splits: DatasetDict, processor: Any) -> Any:

@@ -36,6 +36,8 @@ from hf_distill.tasks.seq2seq_models import bart_config, t5_config
 from hf_distill.tasks.task import Role, Task
 from hf_distill.tasks.teacher_answers import TeacherAnswers
 
+_FLAGS = ("source_column", "target_column")
+
 
 @dataclass
 class PairDataArguments(DataArguments):
@@ -115,7 +117,8 @@ class SequenceToSequence(Task):
         data = self.data
         check_sources(data)
         if data.train_file:
-            splits = read_completions(given_files(data), data.source_column, data.target_column)
+            columns = (data.source_column, data.target_column)
+            splits = read_completions(given_files(data), *columns, flags=_FLAGS)
         elif data.dataset_name:
             splits = DatasetDict(
                 {
@@ -125,6 +128,7 @@ class SequenceToSequence(Task):
                         data.source_column,
                         data.target_column,
                         name != "train",
+                        _FLAGS,
                     )
                     for name, rows in hub_splits(data).items()
                 }
@@ -191,14 +195,17 @@ class SequenceToSequence(Task):
         """Train a byte-level tokenizer on texts and answers, which ends each of them."""
         train = splits["train"]
         texts = (text for name in ("prompt", "completion") for text in train[name])
-        return train_byte_pairs(texts, self.models.vocabulary_size, ends=True)
+        return train_byte_pairs(texts, self.models.vocabulary_size, ends=True, longest=self._longest)
+
+    @property
+    def _longest(self) -> int:
+        return max(self.data.max_source_length, self.data.max_target_length)
 
     def new_model(self, role: Role, splits: DatasetDict, processor: Any) -> Any:
         """Return a BART or a T5."""
         layers, width, dropout = sizes_of(self.models, role)
-        longest = max(self.data.max_source_length, self.data.max_target_length)
         config = (bart_config if self.models.model_kind == "bart" else t5_config)(
-            layers, width, processor, longest, dropout
+            layers, width, processor, self._longest, dropout
         )
         model = self.auto_class.from_config(config)
         model.generation_config.max_length = self.data.max_target_length

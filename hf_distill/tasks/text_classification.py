@@ -83,7 +83,7 @@ class TextClassification(Task):
         """Train a tokenizer on the training texts, pairs included."""
         train = splits["train"]
         texts = [text for name in ("text", "text_pair") if name in train.column_names for text in train[name]]
-        return train_tokenizer(texts, self.models.vocabulary_size)
+        return train_tokenizer(texts, self.models.vocabulary_size, longest=self.data.max_seq_length)
 
     def new_model(self, role: Role, splits: DatasetDict, processor: Any) -> Any:
         """Return a BERT classifier."""

@@ -135,7 +135,11 @@ class TokenClassification(Task):
         texts = [" ".join(words) for words in splits["train"]["tokens"]]
         models = self.models
         return train_tokenizer(
-            texts, models.vocabulary_size, self.data.lowercase, token_types=models.model_kind != MODERN
+            texts,
+            models.vocabulary_size,
+            self.data.lowercase,
+            token_types=models.model_kind != MODERN,
+            longest=self.data.max_seq_length,
         )
 
     def read_alike(self, one: Any, other: Any) -> bool:

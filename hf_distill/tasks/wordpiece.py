@@ -25,7 +25,11 @@ def _continuing_characters(tokenizer: Tokenizer, texts: list[str]) -> list[str]:
 
 
 def train_tokenizer(
-    texts: list[str], vocabulary_size: int, lowercase: bool = True, token_types: bool = True
+    texts: list[str],
+    vocabulary_size: int,
+    lowercase: bool = True,
+    token_types: bool = True,
+    longest: int | None = None,
 ) -> PreTrainedTokenizerFast:
     """Train a WordPiece tokenizer with BERT's special tokens, the same one each time.
 
@@ -34,6 +38,7 @@ def train_tokenizer(
         vocabulary_size: most pieces, the special ones included.
         lowercase: read capitals as small letters.
         token_types: tell a model which of two texts a token is of; ModernBERT does not read that.
+        longest: tokens that the models can read, for whoever truncates; no limit if None.
 
     Example:
         >>> tokenizer = train_tokenizer(["a small text", "another text"], 60)
@@ -58,4 +63,6 @@ def train_tokenizer(
     )
     names = {f"{name.strip('[]').lower()}_token": name for name in _SPECIAL}
     inputs = ["input_ids", *(["token_type_ids"] if token_types else []), "attention_mask"]
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_input_names=inputs, model_max_length=longest, **names
+    )

@@ -237,7 +237,30 @@ def load_trained_model(name: str | Path, auto_class: Any, **options: Any) -> Any
             f"teacher: {str(name)!r} has no trained weights for {', '.join(missing[:4])}; a head that was never "
             "trained has nothing to teach. Fine-tune the teacher on the task first."
         )
+    _check_head(model, auto_class, str(name))
     return model
+
+
+def _check_head(model: Any, auto_class: Any, name: str) -> None:
+    """Raise where a model was saved with the head of another task: the weights of some fit each other by name."""
+    saved = {str(one) for one in getattr(model.config, "architectures", None) or ()}
+    if type(model.config) not in auto_class._model_mapping:
+        return  # code of its own, from the Hub
+    found = auto_class._model_mapping[type(model.config)]
+    wanted = {one.__name__ for one in (found if isinstance(found, tuple) else (found,))}
+    others: set[str] = set()
+    for other in _AUTO_CLASSES:
+        mapping = getattr(getattr(transformers, other), "_model_mapping", None)
+        # Models before any task have the head of masked ones, and more.
+        if mapping is not None and other != "AutoModelForPreTraining" and type(model.config) in mapping:
+            classes = mapping[type(model.config)]
+            others |= {one.__name__ for one in (classes if isinstance(classes, tuple) else (classes,))}
+    if saved and not saved & wanted and saved & others:
+        raise ValueError(
+            f"teacher: expected {name!r} to be a {' or '.join(sorted(wanted))}, received a "
+            f"{', '.join(sorted(saved))}, which was trained for another task. Name a teacher that was fine-tuned on "
+            "this one."
+        )
 
 
 def _auto_class(student: nn.Module) -> Any:

@@ -90,3 +90,31 @@ def test_repeated_prompts_are_held_out_whole(tmp_path: Path) -> None:
     assert all(len(references) == 3 for references in splits["validation"]["references"])
     path.write_text("\n".join(json.dumps({"q": prompt, "a": end}) for prompt, end in rows[::3]))
     assert set(read_completions({"train": path}, "q", "a")) == {"train"}
+
+
+def test_instructions_that_all_rows_share_do_not_leave_training_whole(tmp_path: Path) -> None:
+    """Half of all rows were held out with one of two prompts, and became one example."""
+    path = tmp_path / "two.jsonl"
+    rows = [{"q": f"Write a {'sad' if i % 2 else 'happy'} line", "a": f"line {i}"} for i in range(60)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert "validation" not in read_completions({"train": path}, "q", "a"), "rows are drawn one by one then"
+    # A tenth of forty prompts with three answers each.
+    path.write_text("\n".join(json.dumps({"q": f"q {i % 40}", "a": f"a {i}"}) for i in range(120)))
+    splits = read_completions({"train": path}, "q", "a")
+    assert len(splits["train"]) == 108
+    assert not set(splits["train"]["prompt"]) & set(splits["validation"]["prompt"])
+
+
+def test_completions_of_one_prompt_are_examples_of_their_own_unless_grouped(tmp_path: Path) -> None:
+    path = tmp_path / "same.jsonl"
+    path.write_text("\n".join(json.dumps({"q": "say", "a": f"a {i}"}) for i in range(5)))
+    files = {"train": path, "test": path}
+    assert len(read_completions(files, "q", "a", group=False)["test"]) == 5
+    assert read_completions(files, "q", "a")["test"]["references"][:] == [[f"a {i}" for i in range(5)]]
+
+
+def test_the_flag_of_the_recipe_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "semi.csv"
+    path.write_text("source;target\na;b\n")
+    with pytest.raises(DataError, match="Name the right one with --source_column"):
+        read_completions({"train": path}, "source", "target", flags=("source_column", "target_column"))

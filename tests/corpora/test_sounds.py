@@ -54,7 +54,7 @@ def test_waves_are_brought_to_one_rate_and_one_channel(tmp_path: Path) -> None:
 
 
 def test_classes_by_folder_or_by_name(tmp_path: Path) -> None:
-    samples = numpy.arange(100, dtype="<i2")
+    samples = numpy.arange(300, dtype="<i2")
     for name in ("train/yes/1.wav", "train/no/1.wav", "test/no/2.wav", "flat/7_a_0.wav", "flat/8_a_1.wav"):
         write(tmp_path / name, samples)
     found = read_sounds({"train": tmp_path})
@@ -71,7 +71,7 @@ def test_classes_by_folder_or_by_name(tmp_path: Path) -> None:
 def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected sounds in a folder for each class"):
         read_sounds({"train": tmp_path})
-    write(tmp_path / "one" / "yes" / "1.wav", numpy.zeros(4, "<i2"))
+    write(tmp_path / "one" / "yes" / "1.wav", numpy.zeros(400, "<i2"))
     with pytest.raises(DataError, match="at least two classes"):
         read_sounds({"train": tmp_path / "one"})
     with pytest.raises(DataError, match="expected a name that 'x' matches"):
@@ -80,7 +80,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         read_sounds({"train": tmp_path / "one" / "yes"}, label_pattern="(x)?1")
     with pytest.raises(DataError, match=r"--label_pattern: expected a regular expression, received '\('"):
         read_sounds({"train": tmp_path / "one" / "yes"}, label_pattern="(")
-    cut = write(tmp_path / "cut.wav", numpy.zeros(4, "<i2"), channels=2)
+    cut = write(tmp_path / "cut.wav", numpy.zeros(400, "<i2"), channels=2)
     cut.write_bytes(cut.read_bytes()[:-4])
     for source in (cut, cut.read_bytes()):
         with pytest.raises(DataError, match=r"cut.wav: .* received less. It was cut off"):
@@ -90,9 +90,13 @@ def test_what_is_refused(tmp_path: Path) -> None:
         read_sounds({"train": tmp_path / "one"})
     with pytest.raises(DataError, match=r"none.wav: expected a sound, received one of no length"):
         read_sound(write(tmp_path / "none.wav", numpy.zeros(0, "<i2")), 8000, "none.wav")
-    write(tmp_path / "two" / "yes" / "1.wav", numpy.zeros(4, "<i2"))
-    write(tmp_path / "two" / "no" / "1.wav", numpy.zeros(4, "<i2"))
-    write(tmp_path / "other" / "hm" / "1.wav", numpy.zeros(4, "<i2"))
+    with pytest.raises(
+        DataError, match=r"short.wav: expected a sound of at least 25 ms, .* received 24.9 ms"
+    ):
+        read_sound(write(tmp_path / "short.wav", numpy.zeros(199, "<i2")), 8000, "short.wav")
+    write(tmp_path / "two" / "yes" / "1.wav", numpy.zeros(400, "<i2"))
+    write(tmp_path / "two" / "no" / "1.wav", numpy.zeros(400, "<i2"))
+    write(tmp_path / "other" / "hm" / "1.wav", numpy.zeros(400, "<i2"))
     with pytest.raises(DataError, match="class 'hm' is not among"):
         read_sounds({"train": tmp_path / "two", "test": tmp_path / "other"})
 
@@ -126,7 +130,7 @@ def test_without_the_library_it_is_said_which(tmp_path: Path, monkeypatch: pytes
 def data_set(folder: Path, labels: list[int], names: list[str], sounds: list[bytes] | None = None) -> Dataset:
     """Return sounds as a data set of the Hub holds them: files in Parquet."""
     if sounds is None:
-        waves = [write(folder / f"{at}.wav", numpy.full(80, at, "<i2"), 16000) for at in range(len(labels))]
+        waves = [write(folder / f"{at}.wav", numpy.full(800, at, "<i2"), 16000) for at in range(len(labels))]
         sounds = [path.read_bytes() for path in waves]
     rows = Dataset.from_dict({"sound": [{"bytes": one, "path": None} for one in sounds], "kind": labels})
     # A path of None alone has no type that a cast could start from.
@@ -144,7 +148,7 @@ def test_a_data_set_of_the_hub(tmp_path: Path) -> None:
     assert set(found) == {"train", "validation"}
     assert found["validation"]["label"][:] == [1, 1]
     assert found["train"].features["label"].names == ["no", "yes"]
-    assert [len(one) for one in found["train"]["audio"]] == [40] * 3
+    assert [len(one) for one in found["train"]["audio"]] == [400] * 3
     assert found["train"][2]["audio"][20] == pytest.approx(2 / 32768, rel=0.1)
     with pytest.raises(
         DataError,

@@ -131,3 +131,13 @@ def test_the_shared_data_is_read() -> None:
         "validation": 1009,
         "test": 1287,
     }
+
+
+@pytest.mark.parametrize("comment", ["# id 3 domain=news", "# id 3\tdomain=news", "# one two three four"])
+def test_a_line_about_a_sentence_is_no_word_of_it(tmp_path: Path, comment: str) -> None:
+    path = tmp_path / "a.conll"
+    path.write_text(f"{comment}\nNew\tB-LOC\n# \tO\n\n#\tO\nYork\tB-LOC\n")
+    rows = read_tagged_words({"train": path}, "tokens", "tags")["train"]
+    assert rows["tokens"][:] == [["New", "#"], ["#", "York"]]
+    path.write_text("# O\nYork B-LOC\n")  # the word #
+    assert read_tagged_words({"train": path}, "tokens", "tags")["train"]["tokens"][:] == [["#", "York"]]

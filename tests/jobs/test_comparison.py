@@ -184,6 +184,12 @@ def test_a_checkpoint_of_another_loss_is_not_resumed_from(
 
     run(0.2)
     run(0.2)  # goes on
+    told = splits["train"]
+    splits["train"] = told.select(range(len(told) - 1))
+    with pytest.raises(SystemExit):
+        run(0.2)
+    assert "to be trained on these examples, lengths and labels" in capsys.readouterr().err
+    splits["train"] = told
     with pytest.raises(SystemExit) as ended:
         run(0.8)
     assert ended.value.code == 2

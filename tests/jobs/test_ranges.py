@@ -54,6 +54,13 @@ def test_the_defaults_pass(tmp_path: Any) -> None:
         ("learning_rate", -1.0, "a number above 0, received -1.0"),
         ("num_train_epochs", 0.0, "a number above 0, received 0.0"),
         ("teacher_epochs", float("nan"), "a number above 0, received nan"),
+        ("weight_decay", -1.0, "a number of at least 0, received -1.0"),
+        ("dataloader_drop_last", True, "false, since every example is reported on, received true"),
+        (
+            "eval_do_concat_batches",
+            False,
+            "true, since every example is reported on, received false",
+        ),
         ("teacher_word_dropout", 1.0, "a number of at least 0 and below 1, received 1.0"),
     ],
 )

@@ -7,15 +7,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from PIL import Image
 from tokenizers import processors
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_distill import DistillationTrainingArguments
 from hf_distill.corpora.files import DataError
-from hf_distill.jobs.own_teacher import kept_teacher, kept_teachers
+from hf_distill.jobs.own_teacher import content_hash, kept_teacher, kept_teachers
 from hf_distill.tasks.bert_models import TextModelArguments, check_widths
 from hf_distill.tasks.task import processors_of
 from hf_distill.tasks.text_classification import TextClassification
@@ -127,6 +129,18 @@ def test_a_teacher_is_trained_once_per_task(
     fewer = DatasetDict({"train": splits["train"].select(range(8))})
     assert kept_teacher(task_of(models), fewer, args, said.append) != first
     assert not [path for path in first.parent.iterdir() if path.name.startswith("_")]
+
+
+def test_an_image_that_was_changed_is_another(tmp_path: Path) -> None:
+    """Its name was compared alone, and a teacher of other images was kept."""
+    features = Features({"image": datasets.Image()})
+
+    def told(colour: int) -> bytes:
+        Image.new("L", (4, 4), colour).save(tmp_path / "a.png")
+        return content_hash(Dataset.from_dict({"image": [str(tmp_path / "a.png")]}, features=features))
+
+    assert told(30) != told(200)
+    assert told(30) == told(30)
 
 
 def test_a_teacher_that_became_nan_is_not_kept(

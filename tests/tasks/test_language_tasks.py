@@ -132,6 +132,32 @@ def test_both_kinds_of_model_fit(tmp_path: Path, splits: DatasetDict, kind: str)
     )
 
 
+@pytest.mark.parametrize("kind", [CausalLanguageModelling, MaskedLanguageModelling])
+def test_short_texts_that_fill_blocks_together_are_not_refused(tmp_path: Path, kind: Any) -> None:
+    """The first eight were tried out, and had less than a block."""
+    rows = Dataset.from_dict({"text": [f"words {i} here" for i in range(400)]})
+    splits = DatasetDict(train=rows, validation=rows.select(range(80)))
+    task = causal(block_size=64) if kind is CausalLanguageModelling else masked()
+    task.data.block_size = 64
+    rehearse(task, splits, arguments(tmp_path))
+    splits["validation"] = rows.select(range(3))
+    with pytest.raises(SystemExit):
+        rehearse(task, splits, arguments(tmp_path))
+
+
+def test_the_tokenizer_that_is_saved_pads_as_it_did(splits: DatasetDict) -> None:
+    task = causal(packing=False)
+    tokenizer = task.new_processor(splits)
+    tokenizer.padding_side = "left"
+    encoded = task.encode(splits["train"], tokenizer)
+    batch = task.collator(tokenizer)([encoded[0], encoded[10]])
+    assert batch["attention_mask"][:, 0].tolist() == [1, 1]
+    assert tokenizer.padding_side == "left"
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="tokenizer: expected one with an end of text"):
+        task.encode(splits["train"], tokenizer)
+
+
 # ---- masks ---------------------------------------------------------------------------------------
 
 
@@ -200,3 +226,14 @@ def test_a_masked_run_with_the_triple_loss(tmp_path: Path, splits: DatasetDict) 
     assert results["student_distilled"]["perplexity"] > 1
     for kind in ("alone", "distilled"):
         assert (tmp_path / "seed_3" / kind / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "modernbert"])
+def test_a_saved_tokenizer_says_how_much_its_model_reads(splits: DatasetDict, kind: str) -> None:
+    """Without it a pipeline gives a model more positions than it has."""
+    task = masked() if kind == "modernbert" else causal()
+    if kind != "modernbert":
+        task.models.model_kind = kind
+    tokenizer = task.new_processor(splits)
+    model = task.new_model("teacher", splits, tokenizer)
+    assert tokenizer.model_max_length == model.config.max_position_embeddings

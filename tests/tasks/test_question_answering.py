@@ -97,3 +97,25 @@ def test_settings_that_can_not_be(tmp_path: Path) -> None:
         task_of(doc_stride=15).check(arguments(tmp_path))
     with pytest.raises(ValueError, match="windows of one text are put together in their order"):
         task_of().check(arguments(tmp_path, train_sampling_strategy="group_by_length", eval_strategy="epoch"))
+
+
+def test_a_question_without_room_for_the_text_is_refused(tmp_path: Path) -> None:
+    """Tokenizers ended the run with an error of theirs, once a teacher had been trained."""
+    questions = ["what?"] * 20 + ["which of these and those words " * 20]
+    rows = Dataset.from_dict(
+        {
+            "id": [str(n) for n in range(21)], "title": [""] * 21, "question": questions, "context": ["blue sky"] * 21,
+            "answers": [{"text": ["blue"], "answer_start": [0]}] * 21,
+        }
+    )  # fmt: skip
+    task = QuestionAnswering(QuestionDataArguments(max_seq_length=64, doc_stride=8), WordModelArguments())
+    few = task.few(rows)
+    assert len(few) == 9
+    assert few["question"][-1] == questions[-1]
+    tokenizer = task.new_processor(DatasetDict(train=rows))
+    with pytest.raises(
+        ValueError,
+        match=r"--max_seq_length: expected .* question of 120 tokens \('which of",
+    ):
+        task.encode(few, tokenizer)
+    task.encode(rows.select(range(8)), tokenizer)

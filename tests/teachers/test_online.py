@@ -4,16 +4,22 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForTokenClassification,
     BartConfig,
     BartForConditionalGeneration,
     BertConfig,
     BertForMaskedLM,
+    BertForPreTraining,
     BertForSequenceClassification,
     BertModel,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    ModernBertConfig,
+    ModernBertForQuestionAnswering,
     T5Config,
     T5ForConditionalGeneration,
     ViTConfig,
@@ -22,7 +28,13 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 
 from hf_distill.teachers import Teacher, TeacherSignals
-from hf_distill.teachers.online import OnlineTeacher, add_decoder_inputs, load_teacher_model, logits_of
+from hf_distill.teachers.online import (
+    OnlineTeacher,
+    add_decoder_inputs,
+    load_teacher_model,
+    load_trained_model,
+    logits_of,
+)
 
 SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
 BERT = {**SMALL, "vocab_size": 20}
@@ -283,6 +295,20 @@ def test_a_head_that_was_never_trained(tmp_path):
     BertModel(BertConfig(**BERT)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"no trained weights for classifier\.bias.*Fine-tune the teacher"):
         load_teacher_model(tmp_path, bert())
+
+
+def test_a_head_of_another_task_is_refused_though_its_weights_fit(tmp_path):
+    """A ModernBERT's tags and its ends of answers are both two outputs of a layer called classifier."""
+    special = {f"{name}_token_id": number for number, name in enumerate(("pad", "bos", "eos", "cls", "sep"))}
+    sizes = {**SMALL, "num_attention_heads": 2, "vocab_size": 60, **special}
+    ModernBertForQuestionAnswering(ModernBertConfig(**sizes)).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"to be a ModernBertForTokenClassification, received a ModernBertForQ"
+    ):
+        load_trained_model(tmp_path, AutoModelForTokenClassification)
+    assert load_trained_model(tmp_path, AutoModelForQuestionAnswering).config.hidden_size == 8
+    BertForPreTraining(BertConfig(**BERT)).save_pretrained(tmp_path / "before")
+    assert load_trained_model(tmp_path / "before", AutoModelForMaskedLM), "its masked head is whole"
 
 
 def test_a_student_that_no_auto_class_builds(tmp_path):
