@@ -117,6 +117,8 @@ def run_recipe(task_class: type[Task], settings: type, defaults: Defaults, argv:
     job.tuned = tuned
     if loaded != task.counted:
         say(sizes_line(task.counted, job.encoded))
+    for line in limit_lines(task, splits, job.encoded):
+        say(line)
     if recipe.cache_teacher:
         rehearse_student(job, recipe.seeds[0])
         job.cache_teachers(len(recipe.seeds))
@@ -132,6 +134,18 @@ def sizes_line(counted: str, splits: Mapping[str, Any]) -> str:
         'Texts: train 1,200, test 1'
     """
     return f"{counted.capitalize()}: " + ", ".join(f"{name} {len(rows):,}" for name, rows in splits.items())
+
+
+def limit_lines(task: Task, splits: Mapping[str, Any], encoded: Mapping[str, Any]) -> list[str]:
+    """Return a line for each length at which examples are cut, and is reached by some: nothing is lost in silence."""
+    reached = {name: task.reached(splits[name], rows) for name, rows in encoded.items()}
+    return [
+        f"Length: --{flag} {getattr(task.data, flag)} is reached by "
+        + ", ".join(f"{counts[flag]:,} of {len(splits[name]):,} ({name})" for name, counts in reached.items())
+        + "; what is longer is cut"
+        for flag in next(iter(reached.values()))
+        if any(counts[flag] for counts in reached.values())
+    ]
 
 
 def _check(task: Task, recipe: RecipeArguments, tuning: TuningArguments, args: Any) -> None:

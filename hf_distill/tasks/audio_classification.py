@@ -217,6 +217,11 @@ class AudioClassification(Task):
         """Accuracy, macro F1, Matthews correlation and calibration."""
         return ClassificationMeasure()
 
+    def reached(self, rows: Dataset, encoded: Dataset) -> dict[str, int]:
+        """Return how many sounds are longer than what is read of them."""
+        longest = int(self.data.max_seconds * self.data.sampling_rate)
+        return {"max_seconds": sum(len(sound) > longest for sound in rows.with_format("numpy")["audio"])}
+
     def lengths(self, encoded: Dataset) -> list[int]:
         """All spectrograms are as long."""
         return []

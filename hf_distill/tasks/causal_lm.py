@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -102,6 +102,11 @@ class CausalLanguageModelling(Task):
     def counted(self) -> str:  # type: ignore[override]
         """What an example is."""
         return "blocks" if self._packs else "texts"
+
+    @property
+    def limits(self) -> Mapping[str, str]:  # type: ignore[override]
+        """Texts of their own are cut; of packed ones nothing is lost but an end."""
+        return {} if self._packs else {"input_ids": "block_size"}
 
     @property
     def _packs(self) -> bool:

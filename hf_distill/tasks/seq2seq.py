@@ -107,6 +107,7 @@ class SequenceToSequence(Task):
 
     name = "seq2seq"
     auto_class = AutoModelForSeq2SeqLM
+    limits = {"input_ids": "max_source_length", "labels": "max_target_length"}  # noqa: RUF012
     data_arguments = PairDataArguments
     model_arguments = PairModelArguments
     trainer_class = DistillationSeq2SeqTrainer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -53,6 +53,9 @@ class Task(ABC):
     loaded: ClassVar[str | None] = None
     #: The raw columns that a teacher with a processor of its own reads; none where it must read as the student does.
     raw_columns: ClassVar[tuple[str, ...]] = ()
+
+    #: Columns that are cut at a length, and the flag that sets it.
+    limits: ClassVar[Mapping[str, str]] = {}
 
     # ---- data ---------------------------------------------------------------------------
 
@@ -247,6 +250,13 @@ class Task(ABC):
     def lengths(self, encoded: Dataset) -> list[int]:
         """Return how long each encoded example is."""
         return [len(ids) for ids in encoded["input_ids"]]
+
+    def reached(self, rows: Dataset, encoded: Dataset) -> dict[str, int]:
+        """Return how many examples are as long as a flag allows, by flag: what is longer is cut."""
+        return {
+            flag: sum(len(one) >= getattr(self.data, flag) for one in encoded[column])
+            for column, flag in self.limits.items()
+        }
 
     def timed_inputs(self, encoded: Dataset, processor: Any) -> list[dict[str, torch.Tensor]]:
         """Return inputs of typical lengths, one example each, on which models are timed."""

@@ -39,6 +39,7 @@ class TextClassification(Task):
     """BERT-like classifiers of texts."""
 
     name = "text_classification"
+    limits = {"input_ids": "max_seq_length"}  # noqa: RUF012
     auto_class = AutoModelForSequenceClassification
     data_arguments = TextDataArguments
     model_arguments = TextModelArguments

@@ -65,6 +65,7 @@ class TokenClassification(Task):
     """BERT-like taggers of words."""
 
     name = "token_classification"
+    limits = {"input_ids": "max_seq_length"}  # noqa: RUF012
     auto_class = AutoModelForTokenClassification
     data_arguments = WordDataArguments
     model_arguments = TaggerModelArguments

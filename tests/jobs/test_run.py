@@ -1,0 +1,58 @@
+"""What a recipe says before it trains: how much there is, and what is cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
+
+from hf_distill.jobs.run import limit_lines
+from hf_distill.tasks.audio_classification import AudioClassification, SoundDataArguments, SoundModelArguments
+from hf_distill.tasks.causal_lm import CausalLanguageModelling, LanguageDataArguments, LanguageModelArguments
+from hf_distill.tasks.seq2seq import PairDataArguments, PairModelArguments, SequenceToSequence
+from hf_distill.tasks.token_classification import TaggerModelArguments, TokenClassification, WordDataArguments
+
+
+def lines(task: Any, rows: Dataset) -> list[str]:
+    splits = DatasetDict(train=rows, test=rows.select(range(2)))
+    processor = task.new_processor(splits)
+    return limit_lines(task, splits, {name: task.encode(rows, processor) for name, rows in splits.items()})
+
+
+@pytest.mark.parametrize(
+    ("length", "told"), [(8, "1 of 3 (train), 0 of 2 (test)"), (40, None), (4, "3 of 3 (tr")]
+)
+def test_words_that_are_cut_are_told(length: int, told: str | None) -> None:
+    features = Features({"tokens": Sequence(Value("string")), "tags": Sequence(ClassLabel(names=["a", "b"]))})
+    rows = {"tokens": [["one", "two"], ["one", "one"], ["one"] * 30], "tags": [[0, 1], [0, 0], [1] * 30]}
+    task = TokenClassification(WordDataArguments(max_seq_length=length), TaggerModelArguments())
+    found = lines(task, Dataset.from_dict(rows, features=features))
+    assert len(found) == (0 if told is None else 1)
+    if told:
+        assert found[0].startswith(f"Length: --max_seq_length {length} is reached by {told}")
+        assert found[0].endswith("; what is longer is cut")
+
+
+def test_sources_and_targets_have_lengths_of_their_own() -> None:
+    rows = Dataset.from_dict({"prompt": ["a"] * 3, "completion": ["b", "b", "b c d e f g h i j k l m n o p"]})
+    task = SequenceToSequence(PairDataArguments(max_target_length=6), PairModelArguments())
+    (line,) = lines(task, rows)
+    assert line.startswith("Length: --max_target_length 6 is reached by 1 of 3 (train), 0 of 2 (test)")
+
+
+def test_of_packed_text_nothing_is_cut() -> None:
+    rows = Dataset.from_dict({"text": ["a b c d e f g h i j k l m n o p q r s t"] * 3})
+    for packing, count in ((True, 0), (False, 1)):
+        data = LanguageDataArguments(block_size=8, packing=packing)
+        assert len(lines(CausalLanguageModelling(data, LanguageModelArguments()), rows)) == count
+
+
+def test_sounds_that_are_cut_are_told(tmp_path: Path) -> None:
+    features = Features({"audio": Sequence(Value("float32")), "label": ClassLabel(names=["a", "b"])})
+    sounds = [numpy.sin(numpy.arange(count) / 5) for count in (4000, 2000, 24000)]
+    task = AudioClassification(SoundDataArguments(), SoundModelArguments())
+    (line,) = lines(task, Dataset.from_dict({"audio": sounds, "label": [0, 1, 0]}, features=features))
+    assert line.startswith("Length: --max_seconds 0.5 is reached by 1 of 3 (train), 0 of 2 (test)")
