@@ -27,7 +27,11 @@ class RecipeArguments:
         },
     )
     quick: bool = field(
-        default=False, metadata={"help": "The whole path in about a minute, whose numbers mean nothing"}
+        default=False,
+        metadata={
+            "help": "The whole path in about a minute, whose numbers mean nothing: sizes and epochs are its own, "
+            "whatever else is said"
+        },
     )
 
 
