@@ -129,7 +129,7 @@ def _folder(path: Path) -> tuple[list[Any], list[str]]:
     if not files:
         raise DataError(
             f"{path}: expected images in a folder for each class, like {path.name}/cat/1.png, found none. Ends of "
-            f"names: {', '.join(SUFFIXES)}."
+            f"names: {', '.join(SUFFIXES)}. Beside a folder train all others are splits, not classes."
         )
     for file in files:
         try:

@@ -95,6 +95,12 @@ class RecipeDefaultsMixin:
         default="none", metadata={"help": "Trackers: tensorboard, wandb, ... or all"}
     )
 
+    def __post_init__(self) -> None:
+        """Take fp16 where it is asked for: bf16 is only the default."""
+        if getattr(self, "fp16", False):
+            self.bf16 = False
+        super().__post_init__()  # type: ignore[misc]
+
 
 @dataclass
 class RecipeTrainingArguments(RecipeDefaultsMixin, DistillationTrainingArguments):

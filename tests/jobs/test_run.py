@@ -9,6 +9,7 @@ import numpy
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
 
+from hf_distill.jobs.recipe_settings import RecipeTrainingArguments
 from hf_distill.jobs.run import limit_lines
 from hf_distill.tasks.audio_classification import AudioClassification, SoundDataArguments, SoundModelArguments
 from hf_distill.tasks.causal_lm import CausalLanguageModelling, LanguageDataArguments, LanguageModelArguments
@@ -56,3 +57,8 @@ def test_sounds_that_are_cut_are_told(tmp_path: Path) -> None:
     task = AudioClassification(SoundDataArguments(), SoundModelArguments())
     (line,) = lines(task, Dataset.from_dict({"audio": sounds, "label": [0, 1, 0]}, features=features))
     assert line.startswith("Length: --max_seconds 0.5 is reached by 1 of 3 (train), 0 of 2 (test)")
+
+
+def test_fp16_is_taken_though_bf16_is_the_default(tmp_path: Path) -> None:
+    args = RecipeTrainingArguments(output_dir=str(tmp_path), fp16=True, bf16=True)
+    assert (args.fp16, args.bf16) == (True, False)
