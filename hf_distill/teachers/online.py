@@ -244,18 +244,11 @@ def load_trained_model(name: str | Path, auto_class: Any, **options: Any) -> Any
 def _check_head(model: Any, auto_class: Any, name: str) -> None:
     """Raise where a model was saved with the head of another task: the weights of some fit each other by name."""
     saved = {str(one) for one in getattr(model.config, "architectures", None) or ()}
-    if type(model.config) not in auto_class._model_mapping:
-        return  # code of its own, from the Hub
-    found = auto_class._model_mapping[type(model.config)]
-    wanted = {one.__name__ for one in (found if isinstance(found, tuple) else (found,))}
-    others: set[str] = set()
-    for other in _AUTO_CLASSES:
-        mapping = getattr(getattr(transformers, other), "_model_mapping", None)
-        # Models before any task have the head of masked ones, and more.
-        if mapping is not None and other != "AutoModelForPreTraining" and type(model.config) in mapping:
-            classes = mapping[type(model.config)]
-            others |= {one.__name__ for one in (classes if isinstance(classes, tuple) else (classes,))}
-    if saved and not saved & wanted and saved & others:
+    wanted = {one.__name__ for one in _classes(auto_class, model.config)}
+    # Models before any task have the head of masked ones, and more.
+    tasks = (getattr(transformers, other) for other in _AUTO_CLASSES if other != "AutoModelForPreTraining")
+    others = {one.__name__ for task in tasks for one in _classes(task, model.config)}
+    if wanted and not saved & wanted and saved & others:  # none wanted: code of its own, from the Hub
         raise ValueError(
             f"teacher: expected {name!r} to be a {' or '.join(sorted(wanted))}, received a "
             f"{', '.join(sorted(saved))}, which was trained for another task. Name a teacher that was fine-tuned on "
@@ -263,17 +256,21 @@ def _check_head(model: Any, auto_class: Any, name: str) -> None:
         )
 
 
+def _classes(auto_class: Any, config: Any) -> tuple[Any, ...]:
+    """Return the classes that an Auto class builds of a configuration, of which most have one."""
+    mapping = getattr(auto_class, "_model_mapping", None)
+    if mapping is None or type(config) not in mapping:
+        return ()
+    found = mapping[type(config)]
+    return found if isinstance(found, tuple) else (found,)
+
+
 def _auto_class(student: nn.Module) -> Any:
     """Return the Auto class that builds models with the student's kind of head."""
     base = student.get_base_model() if hasattr(student, "get_base_model") else student  # type: ignore[operator]
     for name in _AUTO_CLASSES:
         auto_class = getattr(transformers, name)
-        mapping = getattr(auto_class, "_model_mapping", None)
-        config_class = type(getattr(base, "config", None))
-        if mapping is None or config_class not in mapping:
-            continue
-        found = mapping[config_class]
-        if type(base) in (found if isinstance(found, tuple) else (found,)):
+        if type(base) in _classes(auto_class, getattr(base, "config", None)):
             return auto_class
     raise ValueError(
         f"teacher: no Auto class has the head of {type(base).__name__}, so a teacher can't be loaded by name. "
