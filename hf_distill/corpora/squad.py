@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy
 from datasets import Dataset, DatasetDict
+from pyarrow.lib import ArrowInvalid
 
 from hf_distill.corpora.files import DataError, read_table
 from hf_distill.corpora.signature_questions import SQUAD
@@ -21,7 +22,8 @@ HELD_OUT = {"train": 0.9, "validation": 0.1}
 
 
 def read_questions(files: Mapping[str, str | os.PathLike[str]]) -> DatasetDict:
-    """Read one file of questions for each split: SQuAD 1.1's JSON, or JSON lines or Parquet with its columns.
+    """Read one file of questions for each split: SQuAD 1.1's JSON, the same with its columns in place of
+    articles (as transformers' examples read it), or JSON lines or Parquet with its columns.
 
     Where only `train` is given, it is divided by whole articles (`title`), 60, 10 and 30 % of them, drawn by a fixed
     seed; where only `validation` is missing, a tenth of the training articles is held out for it. Questions without
@@ -141,9 +143,11 @@ def _read(path: Path) -> Dataset:
         try:
             held = json.loads(path.read_text(encoding="utf-8-sig"))
             if isinstance(held, dict) and "data" in held:
+                if _is_flat(held["data"]):
+                    return Dataset.from_list(held["data"])
                 rows = list(_of_articles(held["data"], path))
                 return Dataset.from_list(rows, features=SQUAD) if rows else _nothing()
-        except (OSError, UnicodeDecodeError, KeyError, TypeError) as error:
+        except (OSError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ArrowInvalid) as error:
             raise DataError(
                 f"{path}: expected SQuAD's JSON, articles in data with paragraphs of context and qas, which can't be "
                 f"read: {error!r}. Bring it to that form, or give JSON lines with {', '.join(_COLUMNS)}."
@@ -151,6 +155,11 @@ def _read(path: Path) -> Dataset:
         except json.JSONDecodeError:
             pass  # JSON lines, whose ending some give
     return read_table(path, [], "")
+
+
+def _is_flat(rows: Any) -> bool:
+    """Whether a file has questions where SQuAD has articles, as transformers' examples read them."""
+    return isinstance(rows, list) and bool(rows) and isinstance(rows[0], dict) and "context" in rows[0]
 
 
 def _nothing() -> Dataset:

@@ -61,6 +61,25 @@ def test_questions_without_titles_are_divided_by_context(tmp_path: Path) -> None
     assert sum(map(len, contexts)) == len(set.union(*contexts)) == 5
 
 
+def test_questions_in_place_of_articles(tmp_path: Path) -> None:
+    rows = [
+        {
+            "id": name,
+            "title": name,
+            "context": CONTEXT,
+            "question": "Which?",
+            "answers": {"text": ["Paris"], "answer_start": [0]},
+        }
+        for name in "abc"
+    ]
+    splits = read_questions({"train": write(tmp_path / "a.json", rows)})
+    assert sorted(title for of in splits.values() for title in of["title"]) == ["a", "b", "c"]
+    with pytest.raises(DataError, match="'question' is missing"):
+        read_questions({"train": write(tmp_path / "b.json", [{"context": CONTEXT, "answers": []}])})
+    with pytest.raises(DataError, match=r"b\.json: expected SQuAD's JSON"):
+        read_questions({"train": write(tmp_path / "b.json", [{"context": CONTEXT}, 3])})
+
+
 def test_a_list_of_answers_is_read_as_columns_are(tmp_path: Path) -> None:
     row = {"context": CONTEXT, "question": "?", "answers": [{"text": "France", "answer_start": 24}]}
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
