@@ -30,7 +30,7 @@ class TrainingSettings(RecipeTrainingArguments):
     )
     num_train_epochs: float = field(default=3.0, metadata={"help": "Epochs of the student. Default: 3"})
     learning_rate: float = field(
-        default=0.0, metadata={"help": "Default: 5e-4, or 1e-3 for a student from random weights"}
+        default=0.0, metadata={"help": "Default: 2e-3, or 5e-4 for a student with pretrained weights"}
     )
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Blocks per step and process"})
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "Blocks per evaluation step"})
@@ -45,7 +45,7 @@ TRIPLE_LOSS: dict[str, Any] = {
     ],
 }
 DEFAULTS = Defaults(
-    learning_rate=1e-3,
+    learning_rate=2e-3,
     pretrained_learning_rate=5e-4,
     loss=TRIPLE_LOSS,
     quick={

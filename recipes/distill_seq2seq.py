@@ -29,7 +29,7 @@ class TrainingSettings(RecipeDefaultsMixin, DistillationSeq2SeqTrainingArguments
     output_dir: str | None = field(
         default="runs/distill_seq2seq", metadata={"help": "Where everything is put"}
     )
-    num_train_epochs: float = field(default=8.0, metadata={"help": "Epochs of the student. Default: 8"})
+    num_train_epochs: float = field(default=7.0, metadata={"help": "Epochs of the student. Default: 7"})
     learning_rate: float = field(
         default=0.0, metadata={"help": "Default: 2e-3, or 1e-4 for a student with pretrained weights"}
     )
@@ -42,7 +42,7 @@ class TrainingSettings(RecipeDefaultsMixin, DistillationSeq2SeqTrainingArguments
 DEFAULTS = Defaults(
     learning_rate=2e-3,
     pretrained_learning_rate=1e-4,
-    alpha=0.5,
+    alpha=0.9,
     temperature=1.0,  # at 2 a vocabulary is nearly flat, and what is learnt of it slowly
     quick={
         "max_train_samples": 300,

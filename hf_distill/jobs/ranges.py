@@ -40,7 +40,7 @@ _NEEDED = {
     "dataloader_drop_last": False,
     "predict_with_generate": True,
 }
-_SHARES = ("teacher_dropout", "teacher_word_dropout")
+_SHARES = ("teacher_dropout", "student_dropout", "teacher_word_dropout")
 # [CLS], a word and [SEP]; the special tokens and a character.
 _LEAST = {"max_seq_length": 3, "max_source_length": 3, "max_target_length": 2, "vocabulary_size": 6}
 

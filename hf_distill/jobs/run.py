@@ -22,7 +22,7 @@ from hf_distill.launch import check_launch, leave_together
 from hf_distill.loss_plan import resolve_loss
 from hf_distill.publishing import check_push
 from hf_distill.support import check_supported
-from hf_distill.tasks.model_arguments import check_models, number_of_teachers
+from hf_distill.tasks.model_arguments import check_models, number_of_teachers, pretrained_models
 from hf_distill.tasks.task import Task
 from hf_distill.teachers.preparation import check_ensemble_arguments
 
@@ -32,8 +32,8 @@ class Defaults:
     """What a recipe fills in where the user says nothing.
 
     Args:
-        learning_rate: of a student from random weights.
-        pretrained_learning_rate: of one with trained weights.
+        learning_rate: of a student from random weights, or cut out of a teacher that was: models as small as these.
+        pretrained_learning_rate: of one with pretrained weights.
         alpha, temperature: of the loss, where neither these nor objectives are given.
         loss: or the long form, objectives and label_weight.
         quick: the sizes of ``--quick``, by flag; a number of samples only where the user gives none.
@@ -59,7 +59,8 @@ class Defaults:
 
     def fill_in(self, models: Any, args: Any) -> None:
         """Set what depends on other flags."""
-        pretrained = models.student_model_name_or_path or models.student_num_hidden_layers
+        cut_out_of_pretrained = models.student_num_hidden_layers and pretrained_models(models)
+        pretrained = models.student_model_name_or_path or cut_out_of_pretrained
         if args.learning_rate == 0:
             args.learning_rate = self.pretrained_learning_rate if pretrained else self.learning_rate
         if args.alpha is None and args.temperature is None and args.objectives is None:

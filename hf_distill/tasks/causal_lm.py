@@ -86,6 +86,9 @@ class LanguageModelArguments(ModelArguments):
     teacher_dropout: float = field(default=0.0, metadata={"help": "Dropout of a teacher trained here (gpt2)"})
     student_layers: int = field(default=2, metadata={"help": "Layers of a student from random weights"})
     student_width: int = field(default=64, metadata={"help": "Width of a student from random weights"})
+    student_dropout: float = field(
+        default=0.1, metadata={"help": "Dropout of a student from random weights (gpt2)"}
+    )
 
 
 class CausalLanguageModelling(Task):

@@ -168,7 +168,7 @@ class ImageClassification(Task):
             return MobileNetV2ForImageClassification(
                 MobileNetV2Config(
                     image_size=size, depth_multiplier=models.student_width / 32, min_depth=8,
-                    classifier_dropout_prob=0.1, **labels,
+                    classifier_dropout_prob=models.student_dropout, **labels,
                 )
             )  # fmt: skip
         width, layers = models.teacher_width, models.teacher_layers

@@ -69,7 +69,11 @@ class MaskedModelArguments(ModelArguments):
         default=32, metadata={"help": "Blocks per step and process of a teacher trained here"}
     )
     teacher_learning_rate: float = field(
-        default=2e-3, metadata={"help": "Learning rate of a teacher trained here"}
+        default=4e-3, metadata={"help": "Learning rate of a teacher trained here"}
+    )
+    teacher_dropout: float = field(
+        default=0.0,
+        metadata={"help": "Dropout of a teacher trained here: masks are drawn anew each epoch as it is"},
     )
     student_layers: int | None = field(  # type: ignore[assignment]
         default=None,

@@ -58,6 +58,7 @@ class ModelArguments:
     teacher_dropout: float = field(default=0.1, metadata={"help": "Dropout of a teacher trained here"})
     student_layers: int = field(default=2, metadata={"help": "Layers of a student from random weights"})
     student_width: int = field(default=128, metadata={"help": "Width of a student from random weights"})
+    student_dropout: float = field(default=0.1, metadata={"help": "Dropout of a student from random weights"})
 
 
 def number_of_teachers(settings: ModelArguments) -> int:
@@ -87,9 +88,11 @@ def sizes_of(settings: ModelArguments, role: str) -> tuple[int, int, float]:
     Example:
         >>> sizes_of(ModelArguments(teacher_layers=4, teacher_dropout=0.2), "teacher")
         (4, 320, 0.2)
+        >>> sizes_of(ModelArguments(student_dropout=0.0), "student")
+        (2, 128, 0.0)
     """
-    dropout = settings.teacher_dropout if role == "teacher" else 0.1
-    return getattr(settings, f"{role}_layers"), getattr(settings, f"{role}_width"), dropout
+    layers, width, dropout = (getattr(settings, f"{role}_{size}") for size in ("layers", "width", "dropout"))
+    return layers, width, dropout
 
 
 def last_epoch(settings: ModelArguments) -> int:

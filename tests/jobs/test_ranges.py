@@ -61,6 +61,7 @@ def test_the_defaults_pass(tmp_path: Any) -> None:
             False,
             "true, since every example is reported on, received false",
         ),
+        ("student_dropout", -0.1, "a number of at least 0 and below 1, received -0.1"),
         ("teacher_word_dropout", 1.0, "a number of at least 0 and below 1, received 1.0"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -10,9 +11,10 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
 
 from hf_distill.jobs.recipe_settings import RecipeTrainingArguments
-from hf_distill.jobs.run import limit_lines
+from hf_distill.jobs.run import Defaults, limit_lines
 from hf_distill.tasks.audio_classification import AudioClassification, SoundDataArguments, SoundModelArguments
 from hf_distill.tasks.causal_lm import CausalLanguageModelling, LanguageDataArguments, LanguageModelArguments
+from hf_distill.tasks.model_arguments import ModelArguments
 from hf_distill.tasks.seq2seq import PairDataArguments, PairModelArguments, SequenceToSequence
 from hf_distill.tasks.token_classification import TaggerModelArguments, TokenClassification, WordDataArguments
 
@@ -21,6 +23,26 @@ def lines(task: Any, rows: Dataset) -> list[str]:
     splits = DatasetDict(train=rows, test=rows.select(range(2)))
     processor = task.new_processor(splits)
     return limit_lines(task, splits, {name: task.encode(rows, processor) for name, rows in splits.items()})
+
+
+@pytest.mark.parametrize(
+    ("models", "rate"),
+    [
+        ({}, 1e-3),
+        ({"student_num_hidden_layers": 1}, 1e-3),  # of a teacher that is trained here
+        ({"student_num_hidden_layers": 1, "teacher_model_name_or_path": ["bert-base-uncased"]}, 5e-5),
+        ({"student_num_hidden_layers": 1, "teacher_pretrained_name_or_path": "bert-base-uncased"}, 5e-5),
+        ({"student_model_name_or_path": "bert-base-uncased"}, 5e-5),
+        ({"teacher_model_name_or_path": ["bert-base-uncased"]}, 1e-3),
+    ],
+)
+def test_the_rate_follows_where_the_students_weights_come_from(models: dict[str, Any], rate: float) -> None:
+    args = SimpleNamespace(learning_rate=0, alpha=0.5, temperature=None, objectives=None)
+    Defaults(learning_rate=1e-3, pretrained_learning_rate=5e-5).fill_in(ModelArguments(**models), args)
+    assert args.learning_rate == rate
+    args.learning_rate = 0.7
+    Defaults(learning_rate=1e-3).fill_in(ModelArguments(**models), args)
+    assert args.learning_rate == 0.7
 
 
 @pytest.mark.parametrize(
