@@ -29,7 +29,7 @@ class TrainingSettings(RecipeDefaultsMixin, DistillationSeq2SeqTrainingArguments
     output_dir: str | None = field(
         default="runs/distill_seq2seq", metadata={"help": "Where everything is put"}
     )
-    num_train_epochs: float = field(default=7.0, metadata={"help": "Epochs of the student. Default: 7"})
+    num_train_epochs: float = field(default=6.0, metadata={"help": "Epochs of the student. Default: 6"})
     learning_rate: float = field(
         default=0.0, metadata={"help": "Default: 2e-3, or 1e-4 for a student with pretrained weights"}
     )

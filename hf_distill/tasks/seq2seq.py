@@ -84,12 +84,12 @@ class PairModelArguments(ModelArguments):
     vocabulary_size: int = field(default=2000, metadata={"help": "Vocabulary of a tokenizer trained here"})
     teacher_layers: int = field(default=2, metadata={"help": "Layers of each half of a teacher trained here"})
     teacher_width: int = field(default=128, metadata={"help": "Width of a teacher trained here"})
-    teacher_epochs: float = field(default=8.0, metadata={"help": "Epochs of a teacher trained here"})
+    teacher_epochs: float = field(default=10.0, metadata={"help": "Epochs of a teacher trained here"})
     teacher_batch_size: int = field(
         default=16, metadata={"help": "Pairs per step and process of a teacher trained here"}
     )
     teacher_learning_rate: float = field(
-        default=2e-3, metadata={"help": "Learning rate of a teacher trained here"}
+        default=1e-3, metadata={"help": "Learning rate of a teacher trained here"}
     )
     student_layers: int = field(default=1, metadata={"help": "Layers of each half of a student made here"})
     student_width: int = field(default=64, metadata={"help": "Width of a student from random weights"})
