@@ -73,7 +73,9 @@ class MaskedModelArguments(ModelArguments):
     )
     teacher_dropout: float = field(
         default=0.0,
-        metadata={"help": "Dropout of a teacher trained here: masks are drawn anew each epoch as it is"},
+        metadata={
+            "help": "Dropout of a teacher trained here; none by default, since masks differ in each epoch"
+        },
     )
     student_layers: int | None = field(  # type: ignore[assignment]
         default=None,
