@@ -22,8 +22,9 @@ HELD_OUT = {"train": 0.9, "validation": 0.1}
 
 
 def read_questions(files: Mapping[str, str | os.PathLike[str]]) -> DatasetDict:
-    """Read one file of questions for each split: SQuAD 1.1's JSON, the same with its columns in place of
-    articles (as transformers' examples read it), or JSON lines or Parquet with its columns.
+    """Read one file of questions for each split: SQuAD 1.1's JSON, or JSON lines or Parquet with its columns.
+
+    In the JSON, rows with these columns may stand in place of articles, as transformers' examples read them.
 
     Where only `train` is given, it is divided by whole articles (`title`), 60, 10 and 30 % of them, drawn by a fixed
     seed; where only `validation` is missing, a tenth of the training articles is held out for it. Questions without
